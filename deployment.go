@@ -1,0 +1,108 @@
+package leapcell
+
+import (
+	"slices"
+	"time"
+)
+
+// State is where a deployment stands.
+//
+//	queued ─► fetching ─► building ─► packaging ─► publishing ─► starting ─► live ─► superseded
+//	   │          │           │           │             │            │        ▲          │
+//	   └──────────┴───────────┴───────────┴─────────────┴────────────┘        └─rollback─┘
+//	                          │
+//	                          ▼
+//	                 failed, cancelled
+//
+// A deployment goes live only after an instance of it answered its probe [LC3]; until
+// then the former one serves.
+type State string
+
+// The states of a deployment.
+const (
+	Queued     State = "queued"     // stored, nothing done yet
+	Fetching   State = "fetching"   // the source is being read
+	Building   State = "building"   // the build command runs
+	Packaging  State = "packaging"  // its result becomes an image
+	Publishing State = "publishing" // the image goes to the registry
+	Starting   State = "starting"   // the first instance starts
+	Live       State = "live"       // visitors get this one
+	Superseded State = "superseded" // a newer one is live; this one can be rolled back to
+	Failed     State = "failed"     // Error says why
+	Cancelled  State = "cancelled"  // somebody stopped it
+)
+
+var progress = []State{Queued, Fetching, Building, Packaging, Publishing, Starting, Live}
+
+// Done reports whether the deployment moves no further by itself.
+func (s State) Done() bool {
+	return s == Live || s == Superseded || s == Failed || s == Cancelled
+}
+
+// CanBecome reports whether a deployment in state s may move to state to.
+func (s State) CanBecome(to State) bool {
+	switch {
+	case s == Live:
+		return to == Superseded
+	case s == Superseded:
+		return to == Live || to == Starting
+	case s.Done():
+		return false
+	case to == Failed || to == Cancelled:
+		return true
+	case to == Superseded:
+		return true // a newer deployment overtook it
+	}
+	return slices.Index(progress, to) > slices.Index(progress, s)
+}
+
+// Deployment is one version of a service: a source, the settings it was built and is run
+// with, and the image that came of it. All but State, Image, Error and the times are fixed
+// when it is made.
+type Deployment struct {
+	ID        string    `json:"id"` // "{service name}-{number}", which is also its Nomad job
+	ServiceID string    `json:"serviceID"`
+	Service   string    `json:"service"` // the service's name
+	Number    int       `json:"number"`  // 1, 2, 3 within the service
+	State     State     `json:"state"`
+	Source    Source    `json:"source"`
+	Settings  Settings  `json:"settings"` // as resolved: API over leapcell.yaml over defaults
+	Image     string    `json:"image,omitempty"`
+	Error     *Problem  `json:"error,omitempty"`
+	CreatedAt time.Time `json:"createdAt"`
+	UpdatedAt time.Time `json:"updatedAt"`
+	LiveAt    time.Time `json:"liveAt,omitzero"`
+}
+
+// Source says where the tree of a deployment comes from: an upload, or a git reference.
+type Source struct {
+	Upload  string `json:"upload,omitempty"` // sha256 of the uploaded archive
+	GitURL  string `json:"gitURL,omitempty"`
+	Branch  string `json:"branch,omitempty"`
+	RootDir string `json:"rootDir,omitempty"` // within the tree; "" is its top
+	Commit  string `json:"commit,omitempty"`  // filled in when fetched
+}
+
+// Problem is why a deployment failed, for its owner.
+type Problem struct {
+	Code     Code     `json:"code"`
+	Message  string   `json:"message"`
+	ExitCode *int     `json:"exitCode,omitempty"`
+	LogTail  []string `json:"logTail,omitempty"` // the last lines the command wrote
+}
+
+// Instance is one running copy of a deployment: a Nomad allocation.
+type Instance struct {
+	ID         string `json:"id"` // the allocation's ID
+	Deployment string `json:"deployment"`
+	Address    string `json:"address"` // host:port of its gate
+	Status     string `json:"status"`  // as Nomad says it
+}
+
+// GateStatus is the body of a gate's answer to [HeaderProbe].
+type GateStatus struct {
+	Ready    bool   `json:"ready"`
+	Code     Code   `json:"code,omitempty"`
+	Message  string `json:"message,omitempty"`
+	ExitCode *int   `json:"exitCode,omitempty"`
+}

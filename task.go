@@ -1,0 +1,40 @@
+package leapcell
+
+// TaskMode says what the driver makes of a task.
+type TaskMode string
+
+// The modes of a task.
+const (
+	TaskServerless TaskMode = "serverless"
+	TaskPersistent TaskMode = "persistent"
+	TaskBuild      TaskMode = "build"
+)
+
+// TaskConfig is the config block of a task for the leapcell driver: jobs writes it, the
+// driver reads it. The codec tags are the names in HCL.
+type TaskConfig struct {
+	Mode    TaskMode `codec:"mode"`
+	Image   string   `codec:"image"`   // registry/repository@sha256:…
+	Command string   `codec:"command"` // run by bash -c [LC1]
+	Port    int      `codec:"port"`    // where the app listens [LC2]
+
+	Service    string `codec:"service"`    // name, for LEAPCELL_SERVICE
+	ServiceID  string `codec:"service_id"` // key of env, caches and meters
+	Deployment string `codec:"deployment"` // for LEAPCELL_DEPLOYMENT
+	EnvPath    string `codec:"env_path"`   // Nomad variable with the sealed environment; "" for none
+
+	Concurrency    int    `codec:"concurrency"`     // requests in flight in the app; more wait at the gate
+	StartTimeout   string `codec:"start_timeout"`   // "10s" [LC5]
+	RequestTimeout string `codec:"request_timeout"` // "15m" [RQ1]
+
+	// Build mode only.
+	Output       string   `codec:"output"`        // registry/repository:tag to push the result to
+	StartCommand string   `codec:"start_command"` // becomes the image's command
+	Caches       []string `codec:"caches"`        // folders kept between builds of this service on this node
+	Timeout      string   `codec:"timeout"`       // "10m"
+	CPUs         int      `codec:"cpus"`          // whole cores
+}
+
+// Phases of a build, as the driver reports them in task events: the event's annotation
+// [PhaseAnnotation] holds one of [Building], [Packaging], [Publishing].
+const PhaseAnnotation = "leapcell.phase"
