@@ -1,0 +1,31 @@
+package jobs
+
+import (
+	"strings"
+
+	"github.com/leapcell/leapcell"
+)
+
+// maxInFlight bounds the requests in flight of one service at one edge; beyond it visitors
+// get 429. [RQ8]
+const maxInFlight = 1000
+
+// Route sends the visitors of svc to dep. Writing it makes the deployment live.
+func Route(namespace string, svc leapcell.Service, dep leapcell.Deployment) leapcell.Route {
+	set := dep.Settings
+	return leapcell.Route{
+		ServiceID:    svc.ID,
+		Service:      svc.Name,
+		Hosts:        []string{strings.ToLower(svc.Host)},
+		Namespace:    namespace,
+		Deployment:   dep.ID,
+		Mode:         set.Mode,
+		Concurrency:  set.Concurrency,
+		MinInstances: set.MinInstances,
+		MaxInstances: set.MaxInstances,
+		MaxInFlight:  maxInFlight,
+		StartTimeout: set.StartTimeout,
+		DormantAfter: set.DormantAfter,
+		ScaleInDelay: set.ScaleInDelay,
+	}
+}
