@@ -1,0 +1,170 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/leapcell/leapcell"
+)
+
+const deploymentColumns = `id, service_id, service, number, state, source, settings, image, problem, created_at, updated_at, live_at`
+
+// CreateDeployment adds a queued deployment with the service's next number. A number is
+// never given out twice for a name, even when the service was deleted and made again.
+func (s *Store) CreateDeployment(ctx context.Context, serviceID string, src leapcell.Source, settings leapcell.Settings) (leapcell.Deployment, error) {
+	var d leapcell.Deployment
+	err := s.tx(ctx, func(tx *sql.Tx) error {
+		svc, err := service(ctx, tx, serviceID)
+		if err != nil {
+			return err
+		}
+		number, err := nextNumber(ctx, tx, svc.Name)
+		if err != nil {
+			return err
+		}
+		now := fromMicros(micros(s.now()))
+		d = leapcell.Deployment{
+			ID: leapcell.JobID(svc.Name, number), ServiceID: svc.ID, Service: svc.Name, Number: number,
+			State: leapcell.Queued, Source: src, Settings: settings, CreatedAt: now, UpdatedAt: now,
+		}
+		row, err := newDeploymentRow(d)
+		if err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, `INSERT INTO deployments (`+deploymentColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			d.ID, d.ServiceID, d.Service, d.Number, string(d.State), row.source, row.settings, d.Image, row.problem,
+			micros(d.CreatedAt), micros(d.UpdatedAt), micros(d.LiveAt))
+		return err
+	})
+	if err != nil {
+		return leapcell.Deployment{}, err
+	}
+	return d, nil
+}
+
+func nextNumber(ctx context.Context, tx *sql.Tx, name string) (int, error) {
+	var n int
+	err := tx.QueryRowContext(ctx, `INSERT INTO deployment_numbers (name, last) VALUES (?, 1)
+		ON CONFLICT (name) DO UPDATE SET last = deployment_numbers.last + 1 RETURNING last`, name).Scan(&n)
+	return n, err
+}
+
+// Deployment gives the deployment of that ID, else [leapcell.CodeNotFound].
+func (s *Store) Deployment(ctx context.Context, id string) (leapcell.Deployment, error) {
+	return deployment(ctx, s.db, id)
+}
+
+func deployment(ctx context.Context, q querier, id string) (leapcell.Deployment, error) {
+	row := q.QueryRowContext(ctx, `SELECT `+deploymentColumns+` FROM deployments WHERE id = ?`, id)
+	d, err := scanDeployment(row.Scan)
+	if errors.Is(err, sql.ErrNoRows) {
+		return d, leapcell.Errorf(leapcell.CodeNotFound, "there is no deployment %q", id)
+	}
+	return d, friendly(err)
+}
+
+// Deployments gives the newest deployments of a service, newest first; limit 0 means all.
+func (s *Store) Deployments(ctx context.Context, serviceID string, limit int) ([]leapcell.Deployment, error) {
+	if limit <= 0 {
+		limit = 1 << 30
+	}
+	rows, err := s.db.QueryContext(ctx, `SELECT `+deploymentColumns+` FROM deployments WHERE service_id = ?
+		ORDER BY number DESC LIMIT ?`, serviceID, limit)
+	if err != nil {
+		return nil, friendly(err)
+	}
+	return scanAll(rows, scanDeployment)
+}
+
+// Unfinished gives all deployments that are not done, oldest first: those to resume after
+// a restart.
+func (s *Store) Unfinished(ctx context.Context) ([]leapcell.Deployment, error) {
+	rows, err := s.db.QueryContext(ctx, `SELECT `+deploymentColumns+` FROM deployments WHERE state NOT IN (?, ?, ?, ?)
+		ORDER BY created_at, id`, leapcell.Live, leapcell.Superseded, leapcell.Failed, leapcell.Cancelled)
+	if err != nil {
+		return nil, friendly(err)
+	}
+	return scanAll(rows, scanDeployment)
+}
+
+// UpdateDeployment changes a deployment in one transaction. A change of state that
+// [leapcell.State.CanBecome] forbids gives [leapcell.CodeConflict] and changes nothing.
+// change must not block: it holds the store's write lock.
+func (s *Store) UpdateDeployment(ctx context.Context, id string, change func(*leapcell.Deployment) error) (leapcell.Deployment, error) {
+	var d leapcell.Deployment
+	err := s.tx(ctx, func(tx *sql.Tx) error {
+		before, err := deployment(ctx, tx, id)
+		if err != nil {
+			return err
+		}
+		d = before
+		if err := change(&d); err != nil {
+			return err
+		}
+		if d.State != before.State && !before.State.CanBecome(d.State) {
+			return leapcell.Errorf(leapcell.CodeConflict, "deployment %s is %s: it cannot become %s", id, before.State, d.State)
+		}
+		d.ID, d.ServiceID, d.Service, d.Number, d.CreatedAt = before.ID, before.ServiceID, before.Service, before.Number, before.CreatedAt
+		d.UpdatedAt = fromMicros(micros(s.now()))
+		row, err := newDeploymentRow(d)
+		if err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, `UPDATE deployments SET state = ?, source = ?, settings = ?, image = ?, problem = ?, updated_at = ?, live_at = ? WHERE id = ?`,
+			string(d.State), row.source, row.settings, d.Image, row.problem, micros(d.UpdatedAt), micros(d.LiveAt), d.ID)
+		return err
+	})
+	if err != nil {
+		return leapcell.Deployment{}, err
+	}
+	return d, nil
+}
+
+// deploymentRow is the part of a deployment that is stored as JSON.
+type deploymentRow struct{ source, settings, problem string }
+
+func newDeploymentRow(d leapcell.Deployment) (deploymentRow, error) {
+	source, err := json.Marshal(d.Source)
+	if err != nil {
+		return deploymentRow{}, fmt.Errorf("source of %s: %w", d.ID, err)
+	}
+	settings, err := json.Marshal(d.Settings)
+	if err != nil {
+		return deploymentRow{}, fmt.Errorf("settings of %s: %w", d.ID, err)
+	}
+	row := deploymentRow{source: string(source), settings: string(settings)}
+	if d.Error != nil {
+		problem, err := json.Marshal(d.Error)
+		if err != nil {
+			return deploymentRow{}, fmt.Errorf("error of %s: %w", d.ID, err)
+		}
+		row.problem = string(problem)
+	}
+	return row, nil
+}
+
+func scanDeployment(scan func(...any) error) (leapcell.Deployment, error) {
+	var d leapcell.Deployment
+	var row deploymentRow
+	var created, updated, live int64
+	if err := scan(&d.ID, &d.ServiceID, &d.Service, &d.Number, &d.State, &row.source, &row.settings, &d.Image, &row.problem,
+		&created, &updated, &live); err != nil {
+		return leapcell.Deployment{}, err
+	}
+	d.CreatedAt, d.UpdatedAt, d.LiveAt = fromMicros(created), fromMicros(updated), fromMicros(live)
+	if err := json.Unmarshal([]byte(row.source), &d.Source); err != nil {
+		return leapcell.Deployment{}, fmt.Errorf("source of %s in the store: %w", d.ID, err)
+	}
+	if err := json.Unmarshal([]byte(row.settings), &d.Settings); err != nil {
+		return leapcell.Deployment{}, fmt.Errorf("settings of %s in the store: %w", d.ID, err)
+	}
+	if row.problem != "" {
+		if err := json.Unmarshal([]byte(row.problem), &d.Error); err != nil {
+			return leapcell.Deployment{}, fmt.Errorf("error of %s in the store: %w", d.ID, err)
+		}
+	}
+	return d, nil
+}
