@@ -1,0 +1,85 @@
+package nomad
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strconv"
+
+	"github.com/hashicorp/nomad/api"
+	"github.com/leapcell/leapcell"
+)
+
+// Allocs gives all allocations of a job, with their ports; none when the job is not known.
+func (c *Client) Allocs(ctx context.Context, job string) ([]*api.AllocationListStub, error) {
+	allocs, _, err := c.allocs(ctx, "/v1/job/"+job+"/allocations", 0)
+	return allocs, err
+}
+
+// WaitAllocs waits until the allocations of a job are newer than index, at most [MaxWait],
+// and gives them with their index. Start with index 0, which does not wait.
+func (c *Client) WaitAllocs(ctx context.Context, job string, index uint64) ([]*api.AllocationListStub, uint64, error) {
+	return c.allocs(ctx, "/v1/job/"+job+"/allocations", index)
+}
+
+// WaitAllAllocs is [Client.WaitAllocs] over all jobs of the namespace.
+func (c *Client) WaitAllAllocs(ctx context.Context, index uint64) ([]*api.AllocationListStub, uint64, error) {
+	return c.allocs(ctx, "/v1/allocations", index)
+}
+
+func (c *Client) allocs(ctx context.Context, path string, index uint64) ([]*api.AllocationListStub, uint64, error) {
+	timeout := callTimeout
+	if index > 0 {
+		timeout += MaxWait + MaxWait/16 // Nomad adds up to a sixteenth so that queries do not all end at once
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	q := c.query(ctx)
+	q.WaitIndex, q.WaitTime = index, MaxWait
+	q.Params = map[string]string{"resources": "true", "all": "true"}
+	var allocs []*api.AllocationListStub
+	meta, err := c.api.Raw().Query(path, &allocs, q)
+	if err != nil {
+		return nil, 0, c.wrap(err, "list allocations")
+	}
+	return allocs, meta.LastIndex, nil
+}
+
+// Alloc gives one allocation in full, else [leapcell.CodeNotFound].
+func (c *Client) Alloc(ctx context.Context, id string) (*api.Allocation, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	alloc, _, err := c.api.Allocations().Info(id, c.query(ctx))
+	return alloc, c.wrap(err, "look up allocation "+id)
+}
+
+// Running reports whether Nomad wants the allocation to run and it has not ended.
+func Running(a *api.AllocationListStub) bool {
+	return a.DesiredStatus == api.AllocDesiredStatusRun &&
+		(a.ClientStatus == api.AllocClientStatusPending || a.ClientStatus == api.AllocClientStatusRunning)
+}
+
+// Instance is what the platform calls an allocation. Its address is that of the gate, ""
+// while Nomad has not allotted one.
+func Instance(a *api.AllocationListStub) leapcell.Instance {
+	in := leapcell.Instance{ID: a.ID, Deployment: a.JobID, Status: a.ClientStatus}
+	if a.AllocatedResources == nil {
+		return in
+	}
+	for _, p := range a.AllocatedResources.Shared.Ports {
+		if p.Label == leapcell.PortLabel {
+			in.Address = net.JoinHostPort(p.HostIP, strconv.Itoa(p.Value))
+		}
+	}
+	return in
+}
+
+// TaskEventText is the last thing that happened to a task of the allocation, for messages.
+func TaskEventText(a *api.AllocationListStub, task string) string {
+	state := a.TaskStates[task]
+	if state == nil || len(state.Events) == 0 {
+		return a.ClientDescription
+	}
+	e := state.Events[len(state.Events)-1]
+	return fmt.Sprintf("%s: %s", e.Type, e.DisplayMessage)
+}
