@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"strings"
 
 	"github.com/hashicorp/nomad/api"
 	"github.com/leapcell/leapcell"
@@ -82,4 +83,20 @@ func TaskEventText(a *api.AllocationListStub, task string) string {
 	}
 	e := state.Events[len(state.Events)-1]
 	return fmt.Sprintf("%s: %s", e.Type, e.DisplayMessage)
+}
+
+// Instances gives the instances that Nomad runs of any deployment of a service, by its name.
+func (c *Client) Instances(ctx context.Context, service string) ([]leapcell.Instance, error) {
+	allocs, _, err := c.WaitAllAllocs(ctx, 0)
+	if err != nil {
+		return nil, err
+	}
+	instances := []leapcell.Instance{} // never nil: it becomes [] in JSON
+	for _, a := range allocs {
+		number, ours := strings.CutPrefix(a.JobID, service+"-")
+		if _, err := strconv.Atoi(number); ours && err == nil && Running(a) {
+			instances = append(instances, Instance(a))
+		}
+	}
+	return instances, nil
 }

@@ -66,6 +66,25 @@ func (s *Store) SetEnv(ctx context.Context, serviceID string, change EnvChange) 
 	return env, nil
 }
 
+// EnvApplied notes that every running instance of the service has at least that version.
+func (s *Store) EnvApplied(ctx context.Context, serviceID string, version int) error {
+	_, err := s.db.ExecContext(ctx, `UPDATE env_versions SET applied = ? WHERE service_id = ? AND applied < ?`, version, serviceID, version)
+	return friendly(err)
+}
+
+// EnvPending gives the IDs of the services whose environment was changed and not noted as
+// applied since: what a restart or a failure left undone.
+func (s *Store) EnvPending(ctx context.Context) ([]string, error) {
+	rows, err := s.db.QueryContext(ctx, `SELECT service_id FROM env_versions WHERE applied < version ORDER BY service_id`)
+	if err != nil {
+		return nil, friendly(err)
+	}
+	return scanAll(rows, func(scan func(...any) error) (string, error) {
+		var id string
+		return id, scan(&id)
+	})
+}
+
 func (c EnvChange) apply(before map[string]SealedValue) map[string]SealedValue {
 	after := maps.Clone(before)
 	for _, name := range c.Unset {
@@ -115,7 +134,7 @@ func readEnv(ctx context.Context, tx *sql.Tx, serviceID string) (int, map[string
 }
 
 func writeEnv(ctx context.Context, tx *sql.Tx, serviceID string, version int, values map[string]SealedValue) error {
-	if _, err := tx.ExecContext(ctx, `INSERT INTO env_versions (service_id, version) VALUES (?, ?)
+	if _, err := tx.ExecContext(ctx, `INSERT INTO env_versions (service_id, version, applied) VALUES (?, ?, 0)
 		ON CONFLICT (service_id) DO UPDATE SET version = excluded.version`, serviceID, version); err != nil {
 		return err
 	}

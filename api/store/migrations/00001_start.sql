@@ -39,7 +39,8 @@ CREATE INDEX deployments_state ON deployments (state);
 -- variables can be checked without opening them.
 CREATE TABLE env_versions (
     service_id TEXT    PRIMARY KEY REFERENCES services (id) ON DELETE CASCADE,
-    version    INTEGER NOT NULL
+    version    INTEGER NOT NULL,
+    applied    INTEGER NOT NULL -- the version that running instances were replaced for
 );
 CREATE TABLE env_values (
     service_id TEXT    NOT NULL REFERENCES services (id) ON DELETE CASCADE,
