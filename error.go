@@ -3,6 +3,7 @@ package leapcell
 import (
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // Code is the machine-readable kind of an [Error].
@@ -41,7 +42,7 @@ type Error struct {
 
 // Error gives the safe message, and the cause behind it for the log.
 func (e *Error) Error() string {
-	if e.Err != nil {
+	if e.Err != nil && !strings.Contains(e.Message, e.Err.Error()) {
 		return e.Message + ": " + e.Err.Error()
 	}
 	return e.Message
@@ -53,7 +54,7 @@ func (e *Error) Unwrap() error { return e.Err }
 // Errorf makes an [Error]; a %w verb in format becomes its cause as well as part of the text.
 func Errorf(code Code, format string, args ...any) *Error {
 	err := fmt.Errorf(format, args...)
-	return &Error{Code: code, Message: err.Error()}
+	return &Error{Code: code, Message: err.Error(), Err: errors.Unwrap(err)}
 }
 
 // Wrap makes an [Error] whose cause is kept for the log but not shown.
