@@ -1,0 +1,356 @@
+package gate
+
+import (
+	"container/list"
+	"context"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/leapcell/leapcell"
+)
+
+// Backend is the instance behind a gate.
+type Backend interface {
+	// Dial opens a TCP connection to address from inside the instance's network namespace.
+	Dial(ctx context.Context, address string) (net.Conn, error)
+	// Freeze suspends the CPU of the whole instance; Thaw undoes it. Both return when it is
+	// done, are called one at a time, and are short: requests wait for them.
+	Freeze() error
+	Thaw() error
+}
+
+// Meter receives what an instance is charged for. Its methods are called with the gate's
+// lock held and must not block.
+type Meter interface {
+	// Compute reports a span in which at least one request was in flight, and the bytes of
+	// response bodies sent in it. Spans of one gate never overlap. [BI1]
+	Compute(start, end time.Time, requests, bytes int64)
+}
+
+// Config is what a gate needs. Zero durations and limits take the contract's values.
+type Config struct {
+	Instance string // sent as HeaderInstance
+	Listener net.Listener
+	Mode     leapcell.TaskMode
+	Port     int       // where the app listens inside
+	Begin    time.Time // when the start was asked for; the zero time means now
+
+	Concurrency    int // requests in flight in the app; more wait
+	QueueLimit     int // requests that may wait
+	StartTimeout   time.Duration
+	RequestTimeout time.Duration
+	SuspendAfter   time.Duration // idle time before the app is suspended
+
+	MaxRequestBytes  int64
+	MaxResponseBytes int64 // serverless only
+
+	Meter Meter
+	Log   *slog.Logger
+}
+
+func (c Config) withDefaults() Config {
+	set := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+	set(&c.StartTimeout, leapcell.StartTimeout)
+	set(&c.RequestTimeout, leapcell.RequestTimeout)
+	set(&c.SuspendAfter, 20*time.Millisecond)
+	c.SuspendAfter = min(c.SuspendAfter, leapcell.SuspendAfter)
+	if c.Port == 0 {
+		c.Port = leapcell.DefaultPort
+	}
+	if c.Concurrency <= 0 {
+		c.Concurrency = leapcell.DefaultConcurrency
+	}
+	if c.QueueLimit <= 0 {
+		c.QueueLimit = leapcell.QueueLimit
+	}
+	if c.MaxRequestBytes <= 0 {
+		c.MaxRequestBytes = leapcell.MaxRequestBytes
+	}
+	if c.MaxResponseBytes <= 0 {
+		c.MaxResponseBytes = leapcell.MaxResponseBytes
+	}
+	if c.Begin.IsZero() {
+		c.Begin = time.Now()
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+// State is where a gate stands.
+//
+//	           Launched, probe answered
+//	Starting ──────────────────────────► Ready ◄─────► (suspended: frozen and nothing in flight)
+//	   │  │                                │ │
+//	   │  └── Fail, Exited, start timeout ─┼─┴─ Exited ──► Failed ──┐
+//	   │                                   │                        │ Close
+//	   └────────────── Drain ──────────────┴──► Draining ───────────┴──► Stopped
+//
+// Held requests leave Starting by being passed on (Ready), answered 502 with the reason
+// (Failed) or sent elsewhere by 503 and HeaderGone (Draining). After a crash of an app that
+// was ready, waiting ones are sent elsewhere too: only those it worked on fail. [LI5]
+type State int
+
+// The states of a gate.
+const (
+	Starting State = iota
+	Ready
+	Draining
+	Failed
+	Stopped
+)
+
+// String is the state's name in logs and stats.
+func (s State) String() string {
+	return [...]string{"starting", "ready", "draining", "failed", "stopped"}[s]
+}
+
+// Gate is the listener of one instance. All methods may be called at any time from any
+// goroutine.
+type Gate struct {
+	cfg       Config
+	server    *http.Server
+	transport *http.Transport
+	upgrades  *httputil.ReverseProxy // persistent mode's WebSockets
+	header    []string               // value of HeaderInstance, shared by all answers
+	app       atomic.Pointer[string] // address that answered the probe
+	egress    atomic.Int64           // body bytes sent, ever
+	cancel    context.CancelFunc     // ends the probe
+
+	started chan struct{} // closed on leaving Starting
+	idle    chan struct{} // closed when draining or failed and nothing is in flight
+
+	mu        sync.Mutex // everything below; never held while a request is in the app
+	state     State
+	backend   Backend
+	failure   leapcell.GateStatus // why it failed
+	wasReady  bool
+	launched  time.Time // process start
+	ready     time.Time
+	inFlight  int
+	waiting   list.List // of *waiter, oldest first
+	frozen    bool
+	idleSince time.Time
+	timer     *time.Timer // runs suspend; armed says whether it will
+	armed     bool
+	busySince time.Time
+	busySent  int64 // egress when the present busy span began
+	busyCount int64 // requests of the present busy span
+	counts    Stats // the counters only
+}
+
+// New makes a gate and begins to accept on cfg.Listener, which it closes in the end.
+// Requests are held until Launched, Fail, Exited or Drain is called.
+func New(cfg Config) *Gate {
+	cfg = cfg.withDefaults()
+	g := &Gate{
+		cfg:     cfg,
+		header:  []string{cfg.Instance},
+		started: make(chan struct{}),
+		idle:    make(chan struct{}),
+		cancel:  func() {},
+	}
+	g.timer = time.AfterFunc(time.Hour, g.suspend)
+	g.timer.Stop()
+	g.transport = newTransport(g)
+	g.upgrades = newUpgrader(g)
+	g.server = &http.Server{
+		Handler: g,
+		// Above the sum of line and headers, so that RQ3 is answered by us with the right
+		// status, and not by the server with one for all.
+		MaxHeaderBytes:    leapcell.MaxRequestLineBytes + leapcell.MaxHeadersBytes + 64<<10,
+		ReadHeaderTimeout: 30 * time.Second,
+		// Longer than edges keep idle connections, so that it is they who close them: a
+		// request can then never meet a connection that is being closed here.
+		IdleTimeout: 5 * time.Minute,
+		ErrorLog:    slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
+	}
+	go func() { _ = g.server.Serve(cfg.Listener) }()
+	return g
+}
+
+// Launched says that the app's process exists since startedAt, behind b: probing begins.
+func (g *Gate) Launched(b Backend, startedAt time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.backend, g.launched = b, startedAt
+	if g.state != Starting {
+		return
+	}
+	ctx, cancel := context.WithDeadline(context.Background(), startedAt.Add(g.cfg.StartTimeout))
+	g.cancel = cancel
+	go g.probe(ctx, b)
+}
+
+// Adopt is Launched for an app that was ready already before this gate was made: requests
+// pass at once. frozen says whether it is suspended.
+func (g *Gate) Adopt(b Backend, startedAt time.Time, frozen bool, address string) {
+	g.mu.Lock()
+	g.backend, g.launched, g.frozen = b, startedAt, frozen
+	g.mu.Unlock()
+	g.becomeReady(address)
+}
+
+// Fail says that the instance could not be started; it does nothing once it is ready.
+func (g *Gate) Fail(code leapcell.Code, message string) {
+	g.fail(leapcell.GateStatus{Code: code, Message: message}, false)
+}
+
+// Exited says that the app's process is gone, with a message for the owner.
+func (g *Gate) Exited(exitCode int, message string) {
+	g.fail(leapcell.GateStatus{Code: leapcell.CodeStartExited, Message: message, ExitCode: &exitCode}, true)
+}
+
+func (g *Gate) fail(s leapcell.GateStatus, crash bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.state != Starting && (g.state != Ready || !crash) {
+		return
+	}
+	if g.state == Ready {
+		s.Code = leapcell.CodeInstanceCrashed
+	}
+	g.failure = s
+	g.enterState(Failed)
+}
+
+// enterState moves to a state that takes no requests and answers those that wait. The
+// caller holds mu.
+func (g *Gate) enterState(s State) {
+	if g.state == Starting {
+		close(g.started)
+	}
+	g.cancel()
+	g.state = s
+	for w := g.next(); w != nil; w = g.next() {
+		w.result <- g.refusal()
+	}
+	if g.inFlight == 0 {
+		g.closeIdle()
+	}
+}
+
+// becomeReady is called by the probe when the app answered at address.
+func (g *Gate) becomeReady(address string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.state != Starting {
+		return
+	}
+	g.app.Store(&address)
+	g.state, g.wasReady, g.ready = Ready, true, time.Now()
+	close(g.started)
+	for g.inFlight < g.cfg.Concurrency {
+		w := g.next()
+		if w == nil {
+			break
+		}
+		w.result <- g.admit()
+	}
+	if g.inFlight == 0 {
+		g.goIdle(g.ready)
+	}
+}
+
+// Drain takes no new requests and waits until those in flight are done, or ctx is. [LI3]
+// Requests that still wait are sent elsewhere.
+func (g *Gate) Drain(ctx context.Context) error {
+	g.mu.Lock()
+	if g.state == Starting || g.state == Ready {
+		g.thaw() // whoever drains is about to signal the app
+		g.enterState(Draining)
+	}
+	g.mu.Unlock()
+	g.server.SetKeepAlivesEnabled(false)
+	select {
+	case <-g.idle:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Close stops listening and ends what is left, after giving answers that are being
+// written until ctx is done. It returns when nothing of the gate runs any more.
+func (g *Gate) Close(ctx context.Context) {
+	g.mu.Lock()
+	if g.state == Starting || g.state == Ready {
+		g.enterState(Draining)
+	}
+	g.mu.Unlock()
+	if g.server.Shutdown(ctx) != nil {
+		_ = g.server.Close()
+	}
+	g.transport.CloseIdleConnections()
+	g.mu.Lock()
+	g.state = Stopped
+	g.timer.Stop()
+	g.mu.Unlock()
+}
+
+// Started is closed when the gate left Starting: Status then says where to.
+func (g *Gate) Started() <-chan struct{} { return g.started }
+
+// Status is what a probe request is told.
+func (g *Gate) Status() leapcell.GateStatus {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.state == Failed {
+		return g.failure
+	}
+	return leapcell.GateStatus{Ready: g.state == Ready}
+}
+
+// Stats is what an instance did so far.
+type Stats struct {
+	State       string        `json:"state"`
+	InFlight    int           `json:"inFlight"`
+	Waiting     int           `json:"waiting"`
+	Suspended   bool          `json:"suspended"`
+	App         string        `json:"app,omitempty"` // address that answered the probe
+	Sandbox     time.Duration `json:"sandbox"`       // from the order to start to the process
+	Start       time.Duration `json:"start"`         // from the process to LC3
+	Requests    int64         `json:"requests"`
+	ComputeMS   int64         `json:"computeMS"` // overlapping requests once, each span rounded up [BI1]
+	EgressBytes int64         `json:"egressBytes"`
+	Suspensions int64         `json:"suspensions"`
+}
+
+// Stats is a snapshot.
+func (g *Gate) Stats() Stats {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	s := g.counts
+	s.State, s.InFlight, s.Waiting = g.state.String(), g.inFlight, g.waiting.Len()
+	s.Suspended, s.EgressBytes = g.frozen, g.egress.Load()
+	if a := g.app.Load(); a != nil {
+		s.App = *a
+	}
+	if !g.launched.IsZero() {
+		s.Sandbox = g.launched.Sub(g.cfg.Begin)
+		if g.wasReady {
+			s.Start = g.ready.Sub(g.launched)
+		}
+	}
+	return s
+}
+
+func (g *Gate) closeIdle() {
+	select {
+	case <-g.idle:
+	default:
+		close(g.idle)
+	}
+}
+
+func (g *Gate) serverless() bool { return g.cfg.Mode != leapcell.TaskPersistent }
