@@ -1,0 +1,25 @@
+// Package contract proves docs/runtime-contract.md: one test a clause, named after it. The
+// probe app (test/apps/probe) runs in real instances and reports what it sees; the tests
+// compare that with the clause, and where an instance cannot know, with what the machine
+// says.
+//
+// Nothing here asserts a time unless the clause itself is a number.
+package contract
+
+import (
+	"testing"
+
+	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/test/harness"
+)
+
+func TestMain(m *testing.M) { harness.Main(m) }
+
+// modes runs f for both modes of a service, each with a probe app of its own.
+func modes(t *testing.T, f func(t *testing.T, mode leapcell.Mode, s *harness.Service)) {
+	for _, mode := range []leapcell.Mode{leapcell.Serverless, leapcell.Persistent} {
+		t.Run(string(mode), func(t *testing.T) {
+			f(t, mode, harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{Mode: mode}}))
+		})
+	}
+}
