@@ -81,7 +81,8 @@ func (s *Store) EnvPending(ctx context.Context) ([]string, error) {
 	}
 	return scanAll(rows, func(scan func(...any) error) (string, error) {
 		var id string
-		return id, scan(&id)
+		err := scan(&id)
+		return id, err
 	})
 }
 

@@ -1,0 +1,215 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"mime"
+	"net/http"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/gin-gonic/gin"
+	"github.com/leapcell/leapcell"
+)
+
+// DeploymentStore reads deployments; the deployer writes them.
+type DeploymentStore interface {
+	Deployment(ctx context.Context, id string) (leapcell.Deployment, error)
+	Deployments(ctx context.Context, serviceID string, limit int) ([]leapcell.Deployment, error)
+}
+
+const (
+	defaultWait = 60 * time.Second
+	maxWait     = 5 * time.Minute
+	// uploadTimeout bounds how long a client may take to send a source archive.
+	uploadTimeout = 30 * time.Minute
+)
+
+func (s *Server) createDeployment(c *gin.Context) error {
+	svc, err := s.service(c)
+	if err != nil {
+		return err
+	}
+	kind, _, err := mime.ParseMediaType(c.GetHeader("Content-Type"))
+	if err != nil && c.GetHeader("Content-Type") != "" {
+		return leapcell.Errorf(leapcell.CodeInvalid, "the content type %q cannot be read", c.GetHeader("Content-Type"))
+	}
+	switch kind {
+	case "application/gzip", "application/x-gzip":
+		return s.deployUpload(c, svc)
+	case "application/json", "":
+		return s.deployGit(c, svc)
+	}
+	return leapcell.Errorf(leapcell.CodeInvalid, "the body has the type %q: application/json or application/gzip is needed", kind)
+}
+
+func (s *Server) deployGit(c *gin.Context, svc leapcell.Service) error {
+	var in struct {
+		Source struct {
+			GitURL  string `json:"gitURL"`
+			Branch  string `json:"branch"`
+			RootDir string `json:"rootDir"`
+		} `json:"source"`
+	}
+	if err := readJSON(c, &in, false); err != nil {
+		return err
+	}
+	if in.Source.GitURL == "" {
+		return leapcell.Errorf(leapcell.CodeInvalid, "source.gitURL is missing: give a git repository, or upload a tree as application/gzip")
+	}
+	root, err := cleanRootDir(in.Source.RootDir)
+	if err != nil {
+		return err
+	}
+	src := leapcell.Source{GitURL: in.Source.GitURL, Branch: in.Source.Branch, RootDir: root}
+	d, err := s.cfg.Deployer.Submit(c.Request.Context(), svc, src, nil)
+	if err != nil {
+		return err
+	}
+	c.JSON(http.StatusAccepted, d)
+	return nil
+}
+
+func (s *Server) deployUpload(c *gin.Context, svc leapcell.Service) error {
+	if c.Request.ContentLength > s.cfg.UploadLimit {
+		return errTooLarge(s.cfg.UploadLimit) // before a byte of it is read
+	}
+	root, err := cleanRootDir(c.Query("rootDir"))
+	if err != nil {
+		return err
+	}
+	rc := http.NewResponseController(c.Writer)
+	_ = rc.SetReadDeadline(time.Now().Add(uploadTimeout)) // not every writer in tests can
+	defer func() { _ = rc.SetReadDeadline(time.Time{}) }()
+	body := http.MaxBytesReader(c.Writer, c.Request.Body, s.cfg.UploadLimit)
+	d, err := s.cfg.Deployer.Submit(c.Request.Context(), svc, leapcell.Source{RootDir: root}, body)
+	if err != nil {
+		return err
+	}
+	c.JSON(http.StatusAccepted, d)
+	return nil
+}
+
+// cleanRootDir checks a folder within a tree; "" is its top.
+func cleanRootDir(dir string) (string, error) {
+	if dir == "" {
+		return "", nil
+	}
+	clean := path.Clean(dir)
+	if path.IsAbs(dir) || clean == ".." || strings.HasPrefix(clean, "../") || strings.ContainsAny(dir, "\x00\\") {
+		return "", leapcell.Errorf(leapcell.CodeInvalid, "rootDir is %q: it must be a folder within the source", dir)
+	}
+	if clean == "." {
+		return "", nil
+	}
+	return clean, nil
+}
+
+func (s *Server) listDeployments(c *gin.Context) error {
+	svc, err := s.service(c)
+	if err != nil {
+		return err
+	}
+	limit, err := intQuery(c, "limit", 50, 1, 1000)
+	if err != nil {
+		return err
+	}
+	all, err := s.cfg.Store.Deployments(c.Request.Context(), svc.ID, limit)
+	if err != nil {
+		return err
+	}
+	c.JSON(http.StatusOK, all)
+	return nil
+}
+
+func (s *Server) getDeployment(c *gin.Context) error {
+	d, err := s.cfg.Store.Deployment(c.Request.Context(), c.Param("deployment"))
+	if err != nil {
+		return err
+	}
+	c.JSON(http.StatusOK, d)
+	return nil
+}
+
+func (s *Server) waitDeployment(c *gin.Context) error {
+	timeout := defaultWait
+	if text := c.Query("timeout"); text != "" {
+		var err error
+		if timeout, err = time.ParseDuration(text); err != nil || timeout < 0 || timeout > maxWait {
+			return leapcell.Errorf(leapcell.CodeInvalid, "timeout is %q: it must be a duration from 0s to %s", text, maxWait)
+		}
+	}
+	// First, so that an ID that does not exist is an error at once.
+	d, err := s.cfg.Store.Deployment(c.Request.Context(), c.Param("deployment"))
+	if err != nil {
+		return err
+	}
+	if !d.State.Done() {
+		ctx, stop := s.untilStop(c)
+		defer stop()
+		ctx, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
+		d, err = s.cfg.Deployer.Wait(ctx, d.ID)
+		if err != nil && ctx.Err() != nil {
+			// Timeout, or the server stops: it is as it is.
+			d, err = s.cfg.Store.Deployment(c.Request.Context(), c.Param("deployment"))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	c.JSON(http.StatusOK, d)
+	return nil
+}
+
+func (s *Server) cancelDeployment(c *gin.Context) error {
+	ctx, id := c.Request.Context(), c.Param("deployment")
+	if err := s.cfg.Deployer.Cancel(ctx, id); err != nil {
+		return err
+	}
+	d, err := s.cfg.Store.Deployment(ctx, id)
+	if err != nil {
+		return err
+	}
+	c.JSON(http.StatusAccepted, d)
+	return nil
+}
+
+func (s *Server) rollback(c *gin.Context) error {
+	var in struct {
+		Deployment string `json:"deployment"`
+	}
+	if err := readJSON(c, &in, true); err != nil {
+		return err
+	}
+	svc, err := s.service(c)
+	if err != nil {
+		return err
+	}
+	d, err := s.cfg.Deployer.Rollback(c.Request.Context(), svc, in.Deployment)
+	if err != nil {
+		return err
+	}
+	c.JSON(http.StatusAccepted, d)
+	return nil
+}
+
+func (s *Server) deploymentLog(c *gin.Context) error {
+	follow, err := boolQuery(c, "follow")
+	if err != nil {
+		return err
+	}
+	ctx, stop := s.untilStop(c)
+	defer stop()
+	r, err := s.cfg.Deployer.Log(ctx, c.Param("deployment"), follow)
+	if err != nil {
+		return err
+	}
+	return s.stream(ctx, c, r)
+}
+
+// isStopped reports whether err only says that the request or the server ended.
+func isStopped(ctx context.Context, err error) bool {
+	return ctx.Err() != nil || errors.Is(err, context.Canceled)
+}

@@ -1,0 +1,80 @@
+package server
+
+import (
+	"net/http"
+
+	"github.com/gin-gonic/gin"
+	"github.com/leapcell/leapcell/api/store"
+)
+
+// Access is the role that a route needs; "" means none. An admin may do everything.
+type Access string
+
+// Who may call a route.
+const (
+	Open  Access = ""
+	Edge  Access = store.RoleEdge
+	Admin Access = store.RoleAdmin
+)
+
+// Route is one row of the API. Summary, Request and Answer are for docs/api.md, which is
+// made from this table.
+type Route struct {
+	Method, Path string
+	Access       Access
+	Summary      string
+	Request      string // query and body
+	Answer       string
+
+	handle func(*Server, *gin.Context) error
+}
+
+// Routes is the table of the whole API.
+func Routes() []Route { return (*Server)(nil).routes() }
+
+func (*Server) routes() []Route {
+	return []Route{
+		{http.MethodGet, "/v1/health", Open, "Says whether the platform works, part by part.",
+			"", "200 `{status, nomad, vault, registry, store}`; 503 when a part does not work", (*Server).getHealth},
+		{http.MethodGet, "/v1/version", Open, "Says which version answers.",
+			"", "200 `{version}`", (*Server).getVersion},
+
+		{http.MethodPost, "/v1/services", Admin, "Makes a service. It has an address from now on, and answers there once it is deployed.",
+			"`{name, settings}`", "201 service", (*Server).createService},
+		{http.MethodGet, "/v1/services", Admin, "Lists all services.",
+			"", "200 `[service]`", (*Server).listServices},
+		{http.MethodGet, "/v1/services/:service", Admin, "Gives one service, by name or ID.",
+			"", "200 service", (*Server).getService},
+		{http.MethodPatch, "/v1/services/:service", Admin, "Changes settings; the next deployment has them. `null` takes a setting back.",
+			"`{settings}`: only what is to change", "200 service", (*Server).updateService},
+		{http.MethodDelete, "/v1/services/:service", Admin, "Deletes a service with all that belongs to it.",
+			"", "204", (*Server).deleteService},
+
+		{http.MethodPost, "/v1/services/:service/deployments", Admin, "Starts a deployment, from git or from an uploaded tree.",
+			"`{source: {gitURL, branch, rootDir}}`, or a body of type `application/gzip` (a tar.gz of the tree) with `?rootDir=`", "202 deployment", (*Server).createDeployment},
+		{http.MethodGet, "/v1/services/:service/deployments", Admin, "Lists the deployments of a service, newest first.",
+			"`?limit=` (default 50)", "200 `[deployment]`", (*Server).listDeployments},
+		{http.MethodPost, "/v1/services/:service/rollback", Admin, "Makes a former deployment live again.",
+			"`{deployment}`; empty: the last superseded one", "202 deployment", (*Server).rollback},
+		{http.MethodGet, "/v1/deployments/:deployment", Admin, "Gives one deployment.",
+			"", "200 deployment", (*Server).getDeployment},
+		{http.MethodGet, "/v1/deployments/:deployment/log", Admin, "Streams the log of a deployment. When it follows, the stream ends with the deployment.",
+			"`?follow=true`", "200 text, line by line", (*Server).deploymentLog},
+		{http.MethodGet, "/v1/deployments/:deployment/wait", Admin, "Waits until the deployment is done, and gives it as it is then or at the timeout.",
+			"`?timeout=60s` (at most 5m)", "200 deployment", (*Server).waitDeployment},
+		{http.MethodPost, "/v1/deployments/:deployment/cancel", Admin, "Stops a deployment that is not done.",
+			"", "202 deployment", (*Server).cancelDeployment},
+
+		{http.MethodGet, "/v1/services/:service/env", Admin, "Lists the names of the environment variables. Values cannot be read back.",
+			"", "200 `{version, names}`", (*Server).getEnv},
+		{http.MethodPatch, "/v1/services/:service/env", Admin, "Sets and removes environment variables. Running instances are replaced without a failed request.",
+			"`{set: {NAME: value}, unset: [NAME]}`", "200 `{version, names}`", (*Server).updateEnv},
+		{http.MethodGet, "/v1/services/:service/logs", Admin, "Streams what the instances of a service write.",
+			"`?follow=true&tail=100`", "200 text, line by line", (*Server).serviceLogs},
+		{http.MethodGet, "/v1/services/:service/instances", Admin, "Lists the running instances of a service.",
+			"", "200 `[instance]`", (*Server).listInstances},
+
+		{http.MethodPost, "/v1/edges/:edge/report", Edge, "Takes in what an edge sees, for the scaler.",
+			"`{edge, services: [{serviceID, deployment, inFlight, queued, requests}]}`", "204", (*Server).edgeReport},
+	}
+}
