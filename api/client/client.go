@@ -1,0 +1,137 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/api/problem"
+)
+
+const (
+	// callTimeout bounds calls that are neither streams, uploads nor waits. Deleting a
+	// service is the slowest of them.
+	callTimeout = 2 * time.Minute
+	// maxAnswer bounds what is read of an answer that is not a stream.
+	maxAnswer = 64 << 20
+)
+
+// Client calls one API. It is safe for concurrent use.
+type Client struct {
+	base  string
+	token string
+	http  *http.Client
+}
+
+// New makes a client for the API at addr ("http://127.0.0.1:8400", or host:port); it makes
+// no call.
+func New(addr, token string) *Client {
+	if !strings.Contains(addr, "://") {
+		addr = "http://" + addr
+	}
+	transport := &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
+		TLSHandshakeTimeout:   5 * time.Second,
+		IdleConnTimeout:       90 * time.Second,
+		MaxIdleConnsPerHost:   4,
+		ExpectContinueTimeout: time.Second, // a refused upload is refused before it is sent
+	}
+	return &Client{base: strings.TrimRight(addr, "/"), token: token, http: &http.Client{Transport: transport}}
+}
+
+// Address is where the API is.
+func (c *Client) Address() string { return c.base }
+
+// call makes one call with a JSON body and reads a JSON answer; in and out may be nil.
+func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	var body io.Reader
+	header := http.Header{}
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return fmt.Errorf("%s %s: %w", method, path, err)
+		}
+		body = bytes.NewReader(b)
+		header.Set("Content-Type", "application/json")
+	}
+	resp, err := c.do(ctx, method, path, body, header)
+	if err != nil {
+		return err
+	}
+	return c.readAnswer(resp, out)
+}
+
+// do sends a request and gives a good answer, whose body the caller closes.
+func (c *Client) do(ctx context.Context, method, path string, body io.Reader, header http.Header) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
+	if err != nil {
+		return nil, leapcell.Errorf(leapcell.CodeInvalid, "the API address %q cannot be used: %w", c.base, err)
+	}
+	for name, values := range header {
+		req.Header[name] = values
+	}
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, c.unreachable(ctx, err)
+	}
+	if resp.StatusCode >= 300 {
+		return nil, readProblem(resp)
+	}
+	return resp, nil
+}
+
+func readProblem(resp *http.Response) error {
+	defer resp.Body.Close()
+	b, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20)) // half an error body is better than none
+	return problem.Parse(resp.StatusCode, resp.Header.Get("Content-Type"), b)
+}
+
+func (c *Client) readAnswer(resp *http.Response, out any) error {
+	defer resp.Body.Close()
+	if out == nil {
+		return nil
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(out); err != nil {
+		return leapcell.Wrap(leapcell.CodeUnavailable, err, "the leapcell API at "+c.base+" sent an answer that cannot be read")
+	}
+	return nil
+}
+
+// unreachable says that the API does not answer. The caller's own end stays what it is.
+func (c *Client) unreachable(ctx context.Context, err error) error {
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return ctx.Err()
+	}
+	cause := err.Error()
+	var op *net.OpError
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		cause = "no answer in time"
+	case errors.As(err, &op):
+		cause = op.Err.Error()
+	default:
+		var u *url.Error
+		if errors.As(err, &u) {
+			cause = u.Err.Error()
+		}
+	}
+	return leapcell.Wrap(leapcell.CodeUnavailable, err,
+		fmt.Sprintf("the leapcell API at %s does not answer: %s – is it up? try: leapcell up", c.base, cause))
+}
+
+func escape(part string) string { return url.PathEscape(part) }

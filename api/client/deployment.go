@@ -1,0 +1,174 @@
+package client
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/leapcell/leapcell"
+)
+
+// DeployGit starts a deployment from a git repository.
+func (c *Client) DeployGit(ctx context.Context, nameOrID string, src leapcell.Source) (leapcell.Deployment, error) {
+	var d leapcell.Deployment
+	in := map[string]any{"source": map[string]string{"gitURL": src.GitURL, "branch": src.Branch, "rootDir": src.RootDir}}
+	err := c.call(ctx, http.MethodPost, "/v1/services/"+escape(nameOrID)+"/deployments", in, &d)
+	return d, err
+}
+
+// Upload is a source archive to deploy.
+type Upload struct {
+	Archive  io.Reader        // a tar.gz of the tree
+	Size     int64            // in bytes; 0 when it is not known
+	RootDir  string           // within the tree; "" is its top
+	Progress func(sent int64) // called as bytes go out; may be nil
+}
+
+// DeployUpload starts a deployment from a source archive. It is read once.
+func (c *Client) DeployUpload(ctx context.Context, nameOrID string, up Upload) (leapcell.Deployment, error) {
+	path := c.base + "/v1/services/" + escape(nameOrID) + "/deployments"
+	if up.RootDir != "" {
+		path += "?rootDir=" + url.QueryEscape(up.RootDir)
+	}
+	body := io.Reader(&progressReader{r: up.Archive, report: up.Progress})
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, path, body)
+	if err != nil {
+		return leapcell.Deployment{}, leapcell.Errorf(leapcell.CodeInvalid, "the API address %q cannot be used: %w", c.base, err)
+	}
+	if up.Size > 0 {
+		req.ContentLength = up.Size
+	}
+	req.Header.Set("Content-Type", "application/gzip")
+	req.Header.Set("Expect", "100-continue")
+	req.Header.Set("Authorization", "Bearer "+c.token)
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return leapcell.Deployment{}, c.unreachable(ctx, err)
+	}
+	if resp.StatusCode >= 300 {
+		return leapcell.Deployment{}, readProblem(resp)
+	}
+	var d leapcell.Deployment
+	err = c.readAnswer(resp, &d)
+	return d, err
+}
+
+type progressReader struct {
+	r      io.Reader
+	sent   int64
+	report func(int64)
+}
+
+func (p *progressReader) Read(b []byte) (int, error) {
+	n, err := p.r.Read(b)
+	if p.sent += int64(n); n > 0 && p.report != nil {
+		p.report(p.sent)
+	}
+	return n, err
+}
+
+// Deployments lists the deployments of a service, newest first; limit 0 leaves the number
+// to the server.
+func (c *Client) Deployments(ctx context.Context, nameOrID string, limit int) ([]leapcell.Deployment, error) {
+	path := "/v1/services/" + escape(nameOrID) + "/deployments"
+	if limit > 0 {
+		path += "?limit=" + strconv.Itoa(limit)
+	}
+	var all []leapcell.Deployment
+	err := c.call(ctx, http.MethodGet, path, nil, &all)
+	return all, err
+}
+
+// Deployment gives one deployment.
+func (c *Client) Deployment(ctx context.Context, id string) (leapcell.Deployment, error) {
+	var d leapcell.Deployment
+	err := c.call(ctx, http.MethodGet, "/v1/deployments/"+escape(id), nil, &d)
+	return d, err
+}
+
+// Cancel stops a deployment that is not done.
+func (c *Client) Cancel(ctx context.Context, id string) (leapcell.Deployment, error) {
+	var d leapcell.Deployment
+	err := c.call(ctx, http.MethodPost, "/v1/deployments/"+escape(id)+"/cancel", nil, &d)
+	return d, err
+}
+
+// Rollback makes a former deployment live again; "" means the last superseded one.
+func (c *Client) Rollback(ctx context.Context, nameOrID, deployment string) (leapcell.Deployment, error) {
+	var d leapcell.Deployment
+	err := c.call(ctx, http.MethodPost, "/v1/services/"+escape(nameOrID)+"/rollback", map[string]string{"deployment": deployment}, &d)
+	return d, err
+}
+
+const (
+	pollLength = 60 * time.Second // of one long poll
+	waitOutage = 60 * time.Second // how long the API may be away while somebody waits
+	waitRetry  = time.Second
+)
+
+// Wait blocks until the deployment is done or ctx ends. It bears a restart of the API: only
+// when the API is away for a minute does it give up.
+func (c *Client) Wait(ctx context.Context, id string) (leapcell.Deployment, error) {
+	var lostAt time.Time
+	for {
+		d, err := c.wait(ctx, id)
+		switch {
+		case err == nil && d.State.Done():
+			return d, nil
+		case err == nil:
+			lostAt = time.Time{}
+			continue
+		case leapcell.ErrorCode(err) != leapcell.CodeUnavailable || ctx.Err() != nil:
+			return d, err
+		case lostAt.IsZero():
+			lostAt = time.Now()
+		case time.Since(lostAt) > waitOutage:
+			return d, err
+		}
+		select {
+		case <-ctx.Done():
+			return d, ctx.Err()
+		case <-time.After(waitRetry):
+		}
+	}
+}
+
+func (c *Client) wait(ctx context.Context, id string) (leapcell.Deployment, error) {
+	ctx, cancel := context.WithTimeout(ctx, pollLength+15*time.Second)
+	defer cancel()
+	var d leapcell.Deployment
+	resp, err := c.do(ctx, http.MethodGet, "/v1/deployments/"+escape(id)+"/wait?timeout="+pollLength.String(), nil, nil)
+	if err != nil {
+		return d, err
+	}
+	err = c.readAnswer(resp, &d)
+	return d, err
+}
+
+// DeploymentLog streams a deployment's log; when it follows, until the deployment is done.
+// Close it. A Read that ends with anything but io.EOF means that the rest is missing.
+func (c *Client) DeploymentLog(ctx context.Context, id string, follow bool) (io.ReadCloser, error) {
+	return c.stream(ctx, "/v1/deployments/"+escape(id)+"/log?follow="+strconv.FormatBool(follow))
+}
+
+// LogOptions say which part of a service's log to read.
+type LogOptions struct {
+	Follow bool
+	Tail   int // lines from before
+}
+
+// Logs streams what a service's instances write. Close it.
+func (c *Client) Logs(ctx context.Context, nameOrID string, o LogOptions) (io.ReadCloser, error) {
+	return c.stream(ctx, "/v1/services/"+escape(nameOrID)+"/logs?follow="+strconv.FormatBool(o.Follow)+"&tail="+strconv.Itoa(o.Tail))
+}
+
+func (c *Client) stream(ctx context.Context, path string) (io.ReadCloser, error) {
+	resp, err := c.do(ctx, http.MethodGet, path, nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	return resp.Body, nil
+}
