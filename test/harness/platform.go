@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -59,20 +60,9 @@ func Acquire(ctx context.Context) (p *Platform, release func() error, err error)
 	return p, func() error { return takeDown(dir, before, os.Getenv("LEAPCELL_TEST_KEEP") != "") }, nil
 }
 
-// UpNew brings up a platform in a new folder, on ports of its own and without the sample.
+// UpNew brings up a platform in a new folder, on ports of its own and without a sample.
 func UpNew(ctx context.Context, dir string) error {
-	ports, err := platform.FreePorts()
-	if err != nil {
-		return err
-	}
-	args := []string{"up", "--state-dir", dir, "--no-example"}
-	for flag, port := range map[string]int{
-		"edge": ports.Edge, "api": ports.API, "registry": ports.Registry, "nomad": ports.Nomad, "nomad-rpc": ports.NomadRPC,
-		"nomad-serf": ports.NomadSerf, "vault": ports.Vault, "vault-cluster": ports.VaultCluster,
-	} {
-		args = append(args, fmt.Sprintf("--%s-port=%d", flag, port))
-	}
-	return command(ctx, args...)
+	return command(ctx, "up", "--state-dir", dir, "--free-ports", "--no-sample")
 }
 
 // takeDown ends the platform in dir and compares the machine with what it was before.
@@ -154,7 +144,7 @@ func (p *Platform) Visitor() *http.Client {
 // Up runs `leapcell up` again: what died is started, what runs is left alone.
 func (p *Platform) Up(t testing.TB) {
 	t.Helper()
-	r := p.CLI(t, "up", "--no-example")
+	r := p.CLI(t, "up", "--no-sample")
 	if r.Code != 0 {
 		t.Fatalf("leapcell up: exit code %d\n%s", r.Code, r.Output)
 	}
@@ -181,6 +171,42 @@ func (p *Platform) CLI(t testing.TB, args ...string) Result {
 		t.Fatalf("leapcell %s: %v", strings.Join(args, " "), err)
 	}
 	return Result{cmd.ProcessState.ExitCode(), stdout.String(), all.String()}
+}
+
+// Following is a command that goes on until the test ends.
+type Following struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+// Write collects what the command prints.
+func (f *Following) Write(b []byte) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.buf.Write(b)
+}
+
+// Output is what the command printed so far.
+func (f *Following) Output() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.buf.String()
+}
+
+// Follow starts the CLI and does not wait for it. Ctrl-C ends it with the test.
+func (p *Platform) Follow(t testing.TB, args ...string) *Following {
+	t.Helper()
+	f := &Following{}
+	cmd := exec.Command(filepath.Join(p.Root, "bin", "leapcell"), append(args, "--state-dir", p.Config.StateDir)...)
+	cmd.Stdout, cmd.Stderr = f, f
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(os.Interrupt) // it may have ended
+		_ = cmd.Wait()                       // by the signal
+	})
+	return f
 }
 
 // Must runs the CLI and fails the test unless it succeeds.

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -33,6 +34,8 @@ type Spec struct {
 	Env      map[string]string
 	// Files are the source, by path; nil stands for the compiled probe app.
 	Files map[string]string
+	// Extra are files that are added to it.
+	Extra map[string]string
 }
 
 // Service is a service that a test made; it is deleted when the test ends.
@@ -58,7 +61,8 @@ func (p *Platform) Create(t testing.TB, spec Spec) *Service {
 		spec.Settings = spec.Settings.Over(leapcell.Settings{BuildCommand: BuildCommand, StartCommand: "exec ./probe"})
 	}
 	s := &Service{p: p, spec: spec}
-	in := map[string]any{"name": newName(t), "settings": spec.Settings}
+	s.Change(spec.Extra)
+	in := map[string]any{"name": Name(t), "settings": spec.Settings}
 	if err := p.API.Call(t.Context(), http.MethodPost, "/v1/services", in, &s.Service); err != nil {
 		t.Fatalf("creating a service: %v", err)
 	}
@@ -77,8 +81,22 @@ func (p *Platform) Probe(t testing.TB, spec Spec) *Service {
 	return s
 }
 
-func newName(t testing.TB) string {
-	base, _, _ := strings.Cut(t.Name(), "/")
+// Adopt makes a service that came about otherwise, by the CLI for example, one of the test's.
+func (p *Platform) Adopt(t testing.TB, s leapcell.Service) *Service {
+	adopted := &Service{Service: s, p: p}
+	t.Cleanup(func() { adopted.delete(t) })
+	return adopted
+}
+
+// Change changes files of the source for the next deployment.
+func (s *Service) Change(files map[string]string) {
+	s.spec.Files = maps.Clone(s.spec.Files)
+	maps.Copy(s.spec.Files, files)
+}
+
+// Name is a new name for a service, after the test.
+func Name(t testing.TB) string {
+	base := strings.ReplaceAll(t.Name(), "/", "-")
 	base = strings.TrimPrefix(strings.TrimPrefix(base, "TestMust_"), "Test")
 	base = strings.Trim(notInNames.ReplaceAllString(strings.ToLower(base), "-"), "-")
 	unique := make([]byte, 3)

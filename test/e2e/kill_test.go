@@ -1,0 +1,160 @@
+package e2e
+
+import (
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/test/harness"
+)
+
+// kill ends the one process of the platform with this name, without a chance to tidy up.
+func kill(t *testing.T, executable, word string) {
+	t.Helper()
+	found := harness.Get(t).Parts(executable, word)
+	if len(found) != 1 {
+		for _, p := range found {
+			t.Logf("%d: %q", p.PID, p.Args())
+		}
+		t.Fatalf("%d processes %s %s of the platform, want 1", len(found), executable, word)
+	}
+	if err := syscall.Kill(found[0].PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	harness.Eventually(t, 10*time.Second, executable+" is dead", func() bool { return !found[0].Alive() })
+}
+
+// upAfter brings everything up again even when the test fails in between.
+func upAfter(t *testing.T) {
+	t.Cleanup(func() {
+		if t.Failed() {
+			harness.Get(t).CLI(noContext{t}, "up", "--no-sample")
+		}
+	})
+}
+
+// slow is a service whose build takes a while, so that something can happen meanwhile.
+func slow(seconds string) harness.Spec {
+	return harness.Spec{Settings: leapcell.Settings{BuildCommand: "chmod 755 probe; echo build begins; sleep " + seconds + "; echo build ends"}}
+}
+
+func beginBuilding(t *testing.T, s *harness.Service) leapcell.Deployment {
+	t.Helper()
+	d := s.Begin(t)
+	harness.Eventually(t, 5*time.Minute, "the build runs", func() bool {
+		now := harness.Get(t).Deployment(t, d.ID)
+		if now.State.Done() {
+			t.Fatalf("the deployment is already %s: %+v", now.State, now.Error)
+		}
+		return now.State == leapcell.Building
+	})
+	return d
+}
+
+func TestControlPlaneKilledInTheMiddleOfADeployment(t *testing.T) {
+	for name, spec := range map[string]harness.Spec{"while it builds": slow("8"), "while it starts": {Env: map[string]string{"LISTEN_DELAY": "5s"}}} {
+		t.Run(name, func(t *testing.T) {
+			p := harness.Get(t)
+			upAfter(t)
+			other := p.Probe(t, harness.Spec{})
+			load := other.Visitors(t, 4, "/")
+			s := p.Create(t, spec)
+			var d leapcell.Deployment
+			if len(spec.Env) == 0 {
+				d = beginBuilding(t, s)
+			} else {
+				d = s.Begin(t)
+				harness.Eventually(t, 5*time.Minute, "the instance starts", func() bool { return p.Deployment(t, d.ID).State == leapcell.Starting })
+			}
+			kill(t, "leapcelld", "")
+			// Nothing on the way of a visit needs it: not even a start from zero.
+			answered := load.Answered()
+			scaleToZero(t, p, other)
+			harness.Eventually(t, time.Minute, "visits go on without the control plane", func() bool { return load.Answered() > answered+50 })
+			p.Up(t)
+			if d = p.Await(t, d.ID); d.State != leapcell.Live {
+				t.Errorf("the deployment ended %s: %+v\n%s", d.State, d.Error, s.BuildLog(t, d.ID))
+			}
+			visit(t, s)
+			load.Check(t)
+		})
+	}
+}
+
+// scaleToZero does not ask the control plane which deployment is live.
+func scaleToZero(t *testing.T, p *harness.Platform, s *harness.Service) {
+	t.Helper()
+	zero := 0
+	if _, _, err := p.Nomad.Jobs().Scale(s.Live, leapcell.Group, &zero, "test", false, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestDriverPluginKilled(t *testing.T) {
+	p := harness.Get(t)
+	upAfter(t)
+	other := p.Probe(t, harness.Spec{})
+	s := p.Create(t, slow("8"))
+	load := other.Visitors(t, 4, "/")
+	instance := other.Get(t, "/").Instance()
+	d := beginBuilding(t, s)
+	kill(t, "nomad-driver-leapcell", "")
+	if d = p.Await(t, d.ID); d.State != leapcell.Live {
+		t.Errorf("the deployment ended %s: %+v\n%s", d.State, d.Error, s.BuildLog(t, d.ID))
+	}
+	visit(t, s)
+	load.Check(t)
+	if now := other.Get(t, "/").Instance(); now != instance {
+		t.Errorf("instance %s was replaced by %s", instance, now)
+	}
+	// What was started before is still in Nomad's hands.
+	other.ToZero(t)
+	visit(t, other)
+}
+
+func TestNomadAgentKilled(t *testing.T) {
+	p := harness.Get(t)
+	upAfter(t)
+	other := p.Probe(t, harness.Spec{})
+	s := p.Create(t, slow("8"))
+	load := other.Visitors(t, 4, "/")
+	instance := other.Get(t, "/").Instance()
+	d := beginBuilding(t, s)
+	kill(t, "nomad", "agent")
+	answered := load.Answered()
+	harness.Eventually(t, 20*time.Second, "visits go on without Nomad", func() bool { return load.Answered() > answered+200 })
+	p.Up(t)
+	if d = p.Await(t, d.ID); d.State != leapcell.Live {
+		t.Errorf("the deployment ended %s: %+v\n%s", d.State, d.Error, s.BuildLog(t, d.ID))
+	}
+	visit(t, s)
+	load.Check(t)
+	if now := other.Get(t, "/").Instance(); now != instance {
+		t.Errorf("instance %s was replaced by %s", instance, now)
+	}
+	other.ToZero(t)
+	visit(t, other)
+}
+
+func TestEdgeKilledComesBack(t *testing.T) {
+	p := harness.Get(t)
+	upAfter(t)
+	s := p.Probe(t, harness.Spec{})
+	kill(t, "leapcell-edge", "")
+	p.Up(t)
+	visit(t, s)
+}
+
+func TestSupervisorKilled(t *testing.T) {
+	p := harness.Get(t)
+	upAfter(t)
+	s := p.Probe(t, harness.Spec{})
+	visit(t, s)
+	kill(t, "nomad-driver-leapcell", "supervisor")
+	// Whether it is adopted or replaced: the service answers again by itself.
+	harness.Eventually(t, time.Minute, "the service answers again", func() bool {
+		r, err := s.Visit(t.Context(), p.HTTP, "/")
+		return err == nil && r.Status == 200
+	})
+}
