@@ -1,0 +1,206 @@
+package supervisor
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"net"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/driver/cell"
+	"github.com/leapcell/leapcell/driver/gate"
+	"github.com/leapcell/leapcell/driver/image"
+)
+
+// StartRequest is a task as the plugin got it from Nomad. It is stored for recovery, so it
+// holds no value of any variable.
+type StartRequest struct {
+	ID        string              `json:"id"` // Nomad's ID of the task on this node
+	Name      string              `json:"name"`
+	AllocID   string              `json:"allocID"`
+	Namespace string              `json:"namespace"`
+	Dir       string              `json:"dir"`     // the allocation's folder
+	Address   string              `json:"address"` // of the gate; "" in build mode
+	MemoryMB  int                 `json:"memoryMB"`
+	Config    leapcell.TaskConfig `json:"config"`
+}
+
+func (r StartRequest) logDir() string { return filepath.Join(r.Dir, "alloc", "logs") }
+
+// tokenFile is the identity with which this task opens its variables.
+func (r StartRequest) tokenFile() string {
+	return filepath.Join(r.Dir, r.Name, "secrets", "nomad_vault_leapcell.jwt")
+}
+
+// cellID is short and free of slashes, but begins like the allocation's ID.
+func (r StartRequest) cellID() string {
+	sum := sha256.Sum256([]byte(r.ID))
+	return r.AllocID[:min(8, len(r.AllocID))] + "-" + hex.EncodeToString(sum[:4])
+}
+
+func (r StartRequest) validate() error {
+	invalid := func(format string, args ...any) error { return leapcell.Errorf(leapcell.CodeInvalid, format, args...) }
+	c := r.Config
+	build := c.Mode == leapcell.TaskBuild
+	switch {
+	case r.ID == "" || r.Name == "" || r.AllocID == "" || r.Dir == "":
+		return invalid("task %q: id, name, allocation and folder are needed", r.ID)
+	case c.Mode != leapcell.TaskServerless && c.Mode != leapcell.TaskPersistent && !build:
+		return invalid("mode is %q: it must be serverless, persistent or build", c.Mode)
+	case c.Image == "":
+		return invalid("image is missing: it names what to run, as registry/repository@sha256:…")
+	case !build && r.Address == "":
+		return invalid("the task has no port labelled %q: the gate listens there", leapcell.PortLabel)
+	case !build && (c.Port < 0 || c.Port > 65535):
+		return invalid("port is %d: it must be from 1 to 65535", c.Port)
+	case build && (c.Command == "" || c.Output == "" || c.StartCommand == "" || c.ServiceID == ""):
+		return invalid("mode build needs command, output, start_command and service_id")
+	case r.MemoryMB <= 0:
+		return invalid("memory is %d MB: it must be positive", r.MemoryMB)
+	}
+	for _, d := range []struct{ name, value string }{
+		{"start_timeout", c.StartTimeout}, {"request_timeout", c.RequestTimeout}, {"timeout", c.Timeout},
+	} {
+		if d.value == "" {
+			continue
+		}
+		if v, err := time.ParseDuration(d.value); err != nil || v <= 0 {
+			return invalid("%s is %q: it must be a duration such as 90s or 5m", d.name, d.value)
+		}
+	}
+	for _, dir := range c.Caches {
+		if !filepath.IsAbs(dir) || filepath.Clean(dir) == "/" {
+			return invalid("caches contains %q: absolute paths are needed, and not the root", dir)
+		}
+	}
+	return nil
+}
+
+// duration reads a setting that validate has checked; the empty one is 0.
+func duration(s string) time.Duration {
+	d, _ := time.ParseDuration(s)
+	return d
+}
+
+// State is where a task stands.
+//
+//	Starting ──► Running ──► Exited
+//	    └───────────────────────┘
+type State string
+
+// The states of a task.
+const (
+	Starting State = "starting" // no process yet
+	Running  State = "running"
+	Exited   State = "exited" // nothing is left but the result
+)
+
+// Exit is how a task ended. Message is for its owner.
+type Exit struct {
+	Code    int    `json:"code"`
+	Signal  int    `json:"signal,omitempty"`
+	OOM     bool   `json:"oom,omitempty"`
+	Message string `json:"message,omitempty"`
+}
+
+// Status is a task as it is now.
+type Status struct {
+	ID          string     `json:"id"`
+	Name        string     `json:"name"`
+	State       State      `json:"state"`
+	StartedAt   time.Time  `json:"startedAt,omitzero"`
+	CompletedAt time.Time  `json:"completedAt,omitzero"`
+	Exit        *Exit      `json:"exit,omitempty"`
+	PID         int        `json:"pid,omitempty"`
+	Gate        gate.Stats `json:"gate"`
+}
+
+// TaskStats is what a task uses.
+type TaskStats struct {
+	Time time.Time  `json:"time"`
+	Cell cell.Stats `json:"cell"`
+	Gate gate.Stats `json:"gate"`
+}
+
+// Event is something that happened to a task, for its operator.
+type Event struct {
+	Seq         int64             `json:"seq"`
+	TaskID      string            `json:"taskID"`
+	TaskName    string            `json:"taskName"`
+	AllocID     string            `json:"allocID"`
+	Time        time.Time         `json:"time"`
+	Message     string            `json:"message"`
+	Annotations map[string]string `json:"annotations,omitempty"`
+}
+
+// Health is what the supervisor says about itself.
+type Health struct {
+	Version  string `json:"version"`
+	PID      int    `json:"pid"`
+	Runtime  string `json:"runtime"`
+	Tasks    int    `json:"tasks"`
+	LastSeq  int64  `json:"lastSeq"` // of the newest event
+	StateDir string `json:"stateDir"`
+}
+
+// ErrNotFound is returned for a task that the supervisor does not know.
+var ErrNotFound = errors.New("no such task")
+
+// The seams to the packages below; wire.go has the real ones.
+
+// Images is the node's image store.
+type Images interface {
+	Pull(ctx context.Context, ref string) (*image.Image, error)
+	Mount(img *image.Image, dir string) error
+	MountWritable(img *image.Image, dir, scratch string) error
+	Unmount(dir string) error
+	Commit(ctx context.Context, base *image.Image, r image.Result, output string, progress func(phase leapcell.State, text string)) (digest string, size int64, err error)
+}
+
+// Networks hands out network namespaces.
+type Networks interface {
+	Get(ctx context.Context) (Namespace, error)
+	Adopt(name string) (Namespace, error)
+	Put(Namespace)
+	ResolvConf() []byte
+	Close() error
+}
+
+// Namespace is one network namespace.
+type Namespace interface {
+	NetnsName() string
+	NetnsPath() string
+	Dial(ctx context.Context, address string) (net.Conn, error)
+}
+
+// Cells starts sandboxes.
+type Cells interface {
+	Start(ctx context.Context, c cell.Config) (Cell, error)
+	Adopt(c cell.Config, pid int) (Cell, error)
+}
+
+// Cell is one sandbox.
+type Cell interface {
+	PID() int
+	StartedAt() time.Time
+	Wait(ctx context.Context) (cell.Exit, error)
+	Signal(sig unix.Signal) error
+	Freeze() error
+	Thaw() error
+	Frozen() bool
+	SetReady() error
+	Stats() (cell.Stats, error)
+	Kill() error
+	Delete() error
+}
+
+// Envs opens a task's variables.
+type Envs interface {
+	// Read gives the clear values for the task; nil when it has none.
+	Read(ctx context.Context, r StartRequest) (map[string]string, error)
+}

@@ -1,0 +1,117 @@
+package supervisor
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// lock makes sure that a state folder has one supervisor; the kernel lifts it when the
+// process ends, however it does.
+func lock(name string) (unlock func(), err error) {
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("%w: %s", ErrRunning, filepath.Dir(name))
+		}
+		return nil, fmt.Errorf("lock %s: %w", name, err)
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+const tmpfsMagic = 0x01021994
+
+// prepareRunDir makes a folder that is not on a disk: bundles and runtime states in it hold
+// clear values of variables. [EN1] Where /run is on a disk, the folder gets a tmpfs.
+func prepareRunDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return err
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return fmt.Errorf("%s: %w", dir, err)
+	}
+	if int64(st.Type) == tmpfsMagic {
+		return nil
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0700"); err != nil {
+		return fmt.Errorf("%s must not be on a disk, and no tmpfs could be mounted there: %w", dir, err)
+	}
+	return nil
+}
+
+// cgroupMounts are the mount points of all cgroup hierarchies.
+func cgroupMounts() ([]string, error) {
+	mounts, err := mountPoints()
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, m := range mounts {
+		// An empty cpuset takes no process, and cells do not need ours.
+		if (m.kind == "cgroup" || m.kind == "cgroup2") && filepath.Base(m.dir) != "cpuset" {
+			out = append(out, m.dir)
+		}
+	}
+	return out, nil
+}
+
+// leaveCgroup moves this process out of the cgroup of whoever started it, in each
+// hierarchy. Cells get cgroups beside it.
+func leaveCgroup(group string) error {
+	dirs, err := cgroupMounts()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, dir := range dirs {
+		own := filepath.Join(dir, group, "supervisor")
+		if err := os.MkdirAll(own, 0o755); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		errs = append(errs, os.WriteFile(filepath.Join(own, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0))
+	}
+	return errors.Join(errs...)
+}
+
+type mountPoint struct{ dir, kind string }
+
+// mountPoints reads what is mounted, in the order of mounting.
+func mountPoints() ([]mountPoint, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var out []mountPoint
+	scanner := bufio.NewScanner(f)
+	for scanner.Scan() {
+		fields := strings.Fields(scanner.Text())
+		dash := slices.Index(fields, "-")
+		if dash < 5 || len(fields) < dash+2 {
+			continue
+		}
+		// Spaces and the like are written in octal.
+		dir := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(fields[4])
+		out = append(out, mountPoint{dir: dir, kind: fields[dash+1]})
+	}
+	return out, scanner.Err()
+}

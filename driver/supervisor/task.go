@@ -1,0 +1,469 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/driver/cell"
+	"github.com/leapcell/leapcell/driver/gate"
+	"github.com/leapcell/leapcell/driver/image"
+)
+
+// task is one task of the node from the order to start it until it is destroyed. One
+// goroutine, run, takes it through its life; all others only look, and ask it to stop.
+type task struct {
+	sup  *Supervisor
+	req  StartRequest
+	id   string // of the cell
+	dir  string // run folder, on a tmpfs
+	gate *gate.Gate
+	logs *logs
+	log  *slog.Logger
+
+	cancel context.CancelFunc // ends a start that is under way, and builds
+	done   chan struct{}      // closed when exit is set and nothing is left of the task
+
+	mu       sync.Mutex
+	cell     Cell // nil until it was launched
+	netns    Namespace
+	mounted  bool
+	stopping bool
+	rec      record
+}
+
+// backend lets a gate reach a cell.
+type backend struct {
+	Namespace
+	Cell
+}
+
+// newTask opens what a task needs before its process: run folder, logs, gate.
+func newTask(s *Supervisor, req StartRequest, begin time.Time) (*task, error) {
+	t := &task{
+		sup: s, req: req, id: req.cellID(), done: make(chan struct{}), cancel: func() {},
+		log: s.log.With("task", req.ID),
+		rec: record{Request: req},
+	}
+	t.dir = filepath.Join(s.cfg.RunDir, "tasks", t.id)
+	if err := os.MkdirAll(t.dir, 0o700); err != nil {
+		return nil, err
+	}
+	var err error
+	if t.logs, err = openLogs(req, t.dir, t.build(), t.log); err != nil {
+		return nil, leapcell.Wrap(leapcell.CodeStartFailed, err, "the log files could not be opened")
+	}
+	if t.build() {
+		return t, nil
+	}
+	listener, err := s.listen(req.Address)
+	if err != nil {
+		t.logs.close()
+		return nil, leapcell.Wrap(leapcell.CodeStartFailed, err, "the gate could not listen on "+req.Address)
+	}
+	t.gate = gate.New(gate.Config{
+		Instance: req.AllocID, Listener: listener, Mode: req.Config.Mode, Port: req.Config.Port, Begin: begin,
+		Concurrency:    req.Config.Concurrency,
+		StartTimeout:   duration(req.Config.StartTimeout),
+		RequestTimeout: duration(req.Config.RequestTimeout),
+		SuspendAfter:   s.cfg.SuspendAfter,
+		Log:            t.log,
+	})
+	return t, nil
+}
+
+func (t *task) build() bool { return t.req.Config.Mode == leapcell.TaskBuild }
+
+func (t *task) path(elem ...string) string {
+	return filepath.Join(append([]string{t.dir}, elem...)...)
+}
+
+// run is the life of a task.
+func (t *task) run(ctx context.Context) {
+	var exit Exit
+	if t.build() {
+		exit = t.runBuild(ctx)
+	} else {
+		exit = t.runApp(ctx)
+	}
+	t.finish(exit)
+}
+
+// runApp starts the app and stays with it until it is gone.
+func (t *task) runApp(ctx context.Context) Exit {
+	if err := t.launch(ctx); err != nil {
+		message := leapcell.ErrorMessage(err)
+		if t.isStopping() {
+			return Exit{Code: 0, Message: "stopped before it was started"}
+		}
+		t.log.Error("start failed", "error", err)
+		t.gate.Fail(leapcell.CodeStartFailed, message)
+		return Exit{Code: 1, Message: "start failed: " + message}
+	}
+	return t.attend()
+}
+
+// launch brings the app's process into being.
+func (t *task) launch(ctx context.Context) error {
+	img, env, err := t.gather(ctx)
+	if err != nil {
+		return err
+	}
+	rootfs := t.path("rootfs")
+	if err := os.MkdirAll(rootfs, 0o755); err != nil {
+		return err
+	}
+	if t.req.Config.Mode == leapcell.TaskPersistent {
+		err = t.sup.images.MountWritable(img, rootfs, t.sup.scratch(t.id))
+	} else {
+		err = t.sup.images.Mount(img, rootfs)
+	}
+	if err != nil {
+		return leapcell.Wrap(leapcell.CodeStartFailed, err, "the image could not be mounted")
+	}
+	t.mu.Lock()
+	t.mounted = true
+	t.mu.Unlock()
+	cfg := t.cellConfig()
+	cfg.Env = environment(t.req, img.Env, env)
+	cfg.WorkDir = img.WorkDir
+	if t.req.Config.Command == "" {
+		cfg.Args = img.Cmd
+	}
+	c, err := t.sup.cells.Start(ctx, cfg)
+	if err != nil {
+		return leapcell.Wrap(leapcell.CodeStartFailed, err, "the sandbox could not be started: "+err.Error())
+	}
+	if !t.adoptCell(c) {
+		return leapcell.Errorf(leapcell.CodeCancelled, "stopped while it was starting")
+	}
+	t.gate.Launched(backend{t.netns, c}, c.StartedAt())
+	t.save()
+	return nil
+}
+
+// adoptCell makes c the task's cell, unless the task was told to stop meanwhile.
+func (t *task) adoptCell(c Cell) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.cell = c
+	t.rec.PID, t.rec.StartedAt = c.PID(), c.StartedAt()
+	if t.netns != nil {
+		t.rec.Netns = t.netns.NetnsName()
+	}
+	return !t.stopping
+}
+
+// gather fetches, all at once, what the process needs to begin with.
+func (t *task) gather(ctx context.Context) (img *image.Image, env map[string]string, err error) {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() (err error) {
+		begin := time.Now()
+		img, err = t.sup.images.Pull(ctx, t.req.Config.Image)
+		if err != nil {
+			return leapcell.Wrap(leapcell.CodeStartFailed, err, "the image could not be pulled: "+err.Error())
+		}
+		if took := time.Since(begin); took > 50*time.Millisecond {
+			t.event(nil, "image pulled in %s", took.Round(time.Millisecond))
+		}
+		return nil
+	})
+	group.Go(func() (err error) {
+		env, err = t.sup.envs.Read(ctx, t.req)
+		return err
+	})
+	group.Go(func() error {
+		ns, err := t.sup.networks.Get(ctx)
+		if err != nil {
+			return leapcell.Wrap(leapcell.CodeStartFailed, err, "no network namespace could be made")
+		}
+		t.mu.Lock()
+		t.netns = ns
+		t.mu.Unlock()
+		return nil
+	})
+	err = group.Wait()
+	return img, env, err
+}
+
+// cellConfig is what of the cell's settings follows from the request alone.
+func (t *task) cellConfig() cell.Config {
+	c := cell.Config{
+		ID: t.id, Dir: t.path("cell"), Rootfs: t.path("rootfs"), Mode: t.req.Config.Mode,
+		Args:         []string{"bash", "-c", t.req.Config.Command},
+		MemoryMB:     t.req.MemoryMB,
+		Hostname:     t.req.Config.Service,
+		ResolvConf:   t.sup.networks.ResolvConf(),
+		Stdout:       t.logs.stdoutPipe.app,
+		CgroupParent: t.sup.cfg.Group,
+	}
+	c.Stderr = c.Stdout
+	if !t.logs.joined {
+		c.Stderr = t.logs.stderrPipe.app
+	}
+	if t.netns != nil {
+		c.NetnsPath = t.netns.NetnsPath()
+	}
+	return c
+}
+
+// attend waits for the start to be decided and for the app to end.
+func (t *task) attend() Exit {
+	ended := make(chan struct{})
+	var died cell.Exit
+	var waitErr error
+	go func() {
+		defer close(ended)
+		died, waitErr = t.cell.Wait(context.Background())
+	}()
+	select {
+	case <-ended:
+	case <-t.gate.Started():
+		t.decided()
+		<-ended
+	}
+	if waitErr != nil {
+		t.log.Error("exit status of the app is unknown", "error", waitErr)
+		died = cell.Exit{Code: -1}
+	}
+	failure := t.gate.Status()
+	exit := t.judge(died)
+	if failure.Code == leapcell.CodePortNotListening {
+		exit = Exit{Code: 1, Message: failure.Message}
+	}
+	t.gate.Exited(exit.Code, exit.Message)
+	return exit
+}
+
+// decided acts on the end of the start phase.
+func (t *task) decided() {
+	status := t.gate.Status()
+	switch {
+	case status.Ready:
+		if err := t.cell.SetReady(); err != nil {
+			t.log.Error("CPU cap could not be set", "error", err)
+		}
+		s := t.gate.Stats()
+		t.mu.Lock()
+		t.rec.App = s.App
+		t.mu.Unlock()
+		t.save()
+		t.event(nil, "ready: sandbox %.1f ms, app %.1f ms", ms(s.Sandbox), ms(s.Start))
+	case status.Code == leapcell.CodePortNotListening:
+		t.logs.say("%s", status.Message)
+		t.event(nil, "%s", status.Message)
+		t.end(t.cell, leapcell.StopGrace)
+	}
+}
+
+func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+// judge puts the end of an app into words.
+func (t *task) judge(e cell.Exit) Exit {
+	exit := Exit{Code: e.Code, Signal: e.Signal, OOM: e.OOM}
+	switch {
+	case e.OOM:
+		exit.Message = fmt.Sprintf("out of memory: limit %d MB", t.req.MemoryMB)
+	case t.isStopping():
+		exit = Exit{Message: "stopped"}
+	case e.Code == -1 && e.Signal == 0:
+		exit.Message = "ended while the supervisor was being restarted: its exit code is not known"
+	case e.Signal != 0:
+		exit.Message = "ended by signal " + unix.SignalName(unix.Signal(e.Signal))
+	default:
+		exit.Message = fmt.Sprintf("exited with code %d", e.Code)
+	}
+	return exit
+}
+
+// end asks a cell to end itself and makes it after grace. [LI3]
+func (t *task) end(c Cell, grace time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), grace)
+	defer cancel()
+	if err := c.Signal(unix.SIGTERM); err != nil {
+		t.log.Debug("instance could not be asked to end", "error", err)
+	}
+	if _, err := c.Wait(ctx); err == nil || ctx.Err() == nil {
+		return
+	}
+	if err := c.Kill(); err != nil {
+		t.log.Error("instance could not be killed", "error", err)
+	}
+}
+
+// stop ends the task: the gate takes no new requests, those in flight have until timeout
+// less the grace of the app, then the app is told. It returns when nothing is left. [LI3]
+func (t *task) stop(timeout time.Duration, signal unix.Signal) {
+	t.mu.Lock()
+	first := !t.stopping
+	t.stopping = true
+	c := t.cell
+	t.mu.Unlock()
+	if first {
+		if t.gate != nil {
+			t.drain(timeout)
+		}
+		t.cancel()
+		if c != nil {
+			grace := min(leapcell.StopGrace, max(timeout/2, time.Second))
+			if t.build() {
+				grace = 2 * time.Second
+			}
+			if signal != 0 && signal != unix.SIGTERM {
+				_ = c.Signal(signal)
+			}
+			t.end(c, grace)
+		}
+	}
+	<-t.done
+}
+
+func (t *task) drain(timeout time.Duration) {
+	left := max(timeout-leapcell.StopGrace-2*time.Second, timeout/2)
+	ctx, cancel := context.WithTimeout(context.Background(), left)
+	defer cancel()
+	begin, busy := time.Now(), t.gate.Stats().InFlight
+	if err := t.gate.Drain(ctx); err != nil {
+		s := t.gate.Stats()
+		t.logs.say("leapcell: stopping although %d requests are in flight after %s", s.InFlight, left)
+		t.event(nil, "drain ended after %s with %d requests in flight", left, s.InFlight)
+		return
+	}
+	if busy > 0 {
+		t.event(nil, "drained: %d requests were in flight, %s", busy, time.Since(begin).Round(time.Millisecond))
+	}
+}
+
+// finish removes what the task has on this machine and publishes its result.
+func (t *task) finish(exit Exit) {
+	t.cleanUp()
+	t.logs.drain()
+	if exit.Message != "stopped" && !t.build() {
+		t.logs.say("leapcell: %s", exit.Message)
+	}
+	t.event(nil, "%s", exit.Message)
+	if t.gate != nil {
+		t.sup.retire(t.req.Address, t.gate)
+	}
+	t.logs.close()
+	if err := os.RemoveAll(t.dir); err != nil {
+		t.log.Error("run folder could not be removed", "error", err)
+	}
+	t.mu.Lock()
+	t.rec.Exit, t.rec.EndedAt = &exit, time.Now()
+	t.mu.Unlock()
+	t.save()
+	t.log.Info("task ended", "code", exit.Code, "message", exit.Message)
+	close(t.done)
+}
+
+// cleanUp gives back cell, mount and network; each even if another fails.
+func (t *task) cleanUp() {
+	t.mu.Lock()
+	c, ns, mounted := t.cell, t.netns, t.mounted
+	t.netns, t.mounted = nil, false
+	t.mu.Unlock()
+	var errs []error
+	if c != nil {
+		errs = append(errs, c.Kill(), c.Delete())
+	}
+	if mounted {
+		errs = append(errs, t.sup.images.Unmount(t.path("rootfs")))
+	}
+	if ns != nil {
+		t.sup.networks.Put(ns)
+	}
+	if t.req.Config.Mode == leapcell.TaskPersistent {
+		errs = append(errs, os.RemoveAll(t.sup.scratch(t.id)))
+	}
+	if err := errors.Join(errs...); err != nil {
+		t.log.Error("clean-up is not complete", "error", err)
+	}
+}
+
+func (t *task) isStopping() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.stopping
+}
+
+// event tells the operator; annotations may be nil.
+func (t *task) event(annotations map[string]string, format string, args ...any) {
+	t.sup.events.add(Event{
+		TaskID: t.req.ID, TaskName: t.req.Name, AllocID: t.req.AllocID,
+		Message: fmt.Sprintf(format, args...), Annotations: annotations,
+	})
+}
+
+// save writes the task down for the next supervisor.
+func (t *task) save() {
+	t.mu.Lock()
+	rec := t.rec
+	t.mu.Unlock()
+	if err := t.sup.records.save(rec); err != nil {
+		t.log.Error("task could not be written down: it will not survive a restart of the supervisor", "error", err)
+	}
+}
+
+// status is the task as it is now.
+func (t *task) status() Status {
+	t.mu.Lock()
+	s := Status{
+		ID: t.req.ID, Name: t.req.Name, State: Starting,
+		StartedAt: t.rec.StartedAt, CompletedAt: t.rec.EndedAt, Exit: t.rec.Exit, PID: t.rec.PID,
+	}
+	switch {
+	case t.rec.Exit != nil:
+		s.State = Exited
+	case t.cell != nil:
+		s.State = Running
+	}
+	t.mu.Unlock()
+	if t.gate != nil {
+		s.Gate = t.gate.Stats()
+	}
+	return s
+}
+
+// adopt takes over a task that an earlier supervisor ran; its gate listens again already.
+// Requests pass at once if the app was ready.
+func (t *task) adopt(rec record) error {
+	t.rec = rec
+	ns, err := t.sup.networks.Adopt(rec.Netns)
+	if err != nil {
+		return fmt.Errorf("network namespace %s: %w", rec.Netns, err)
+	}
+	t.netns, t.mounted = ns, true
+	cfg := t.cellConfig()
+	c, err := t.sup.cells.Adopt(cfg, rec.PID)
+	if err != nil {
+		return fmt.Errorf("process %d: %w", rec.PID, err)
+	}
+	t.cell = c
+	if rec.App != "" {
+		t.gate.Adopt(backend{ns, c}, rec.StartedAt, c.Frozen(), rec.App)
+	} else {
+		t.gate.Launched(backend{ns, c}, time.Now())
+	}
+	return nil
+}
+
+// listen binds the gate's address. A gate that still tells why its start failed makes room.
+func (s *Supervisor) listen(address string) (net.Listener, error) {
+	s.evict(address)
+	if strings.HasPrefix(address, ":") {
+		return nil, fmt.Errorf("%q: an IP address is needed", address)
+	}
+	return net.Listen("tcp", address)
+}

@@ -1,0 +1,116 @@
+package supervisor
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"github.com/leapcell/leapcell/driver/cell"
+	"github.com/leapcell/leapcell/driver/image"
+	"github.com/leapcell/leapcell/driver/network"
+)
+
+// wire makes the real things behind the seams of api.go.
+func wire(cfg Config, log *slog.Logger) (Options, error) {
+	subnet, err := cfg.subnet()
+	if err != nil {
+		return Options{}, err
+	}
+	egress, err := cfg.egress()
+	if err != nil {
+		return Options{}, err
+	}
+	launcher, err := cell.NewLauncher(cfg.Runtime, log)
+	if err != nil {
+		return Options{}, fmt.Errorf("runtime %s: %w", cfg.Runtime, err)
+	}
+	store, err := image.New(image.Config{
+		Dir: cfg.path("images"), Log: log,
+		Credentials: func(host string) (string, string, bool) { return credentials(cfg.Credentials, host, log) },
+	})
+	if err != nil {
+		return Options{}, fmt.Errorf("image store: %w", err)
+	}
+	pool, err := network.New(network.Config{
+		Name: cfg.Name, Subnet: subnet, Size: cfg.NetnsPool, AllowEgress: egress, Log: log,
+	})
+	if err != nil {
+		return Options{}, fmt.Errorf("network: %w", err)
+	}
+	return Options{
+		Group: cfg.Group(), RunDir: cfg.RunDir(),
+		RecordDir: cfg.path("tasks"), ScratchDir: cfg.path("scratch"), CacheDir: cfg.path("caches"),
+		SuspendAfter: cfg.suspendAfter(), Build: cfg.Build,
+		Images: imageStore{store}, Networks: pools{pool}, Cells: cells{launcher}, Envs: newSealedEnvs(cfg),
+		Log: log,
+	}, nil
+}
+
+// credentials reads the registry login anew each time, so that it can be changed.
+func credentials(file, host string, log *slog.Logger) (user, password string, insecure bool) {
+	if file == "" {
+		return "", "", false
+	}
+	var c struct {
+		Address  string `json:"address"`
+		Username string `json:"username"`
+		Password string `json:"password"`
+		Insecure bool   `json:"insecure"`
+	}
+	b, err := os.ReadFile(file)
+	if err == nil {
+		err = json.Unmarshal(b, &c)
+	}
+	if err != nil {
+		log.Error("registry credentials could not be read", "file", file, "error", err)
+		return "", "", false
+	}
+	if c.Address != host {
+		return "", "", false
+	}
+	return c.Username, c.Password, c.Insecure
+}
+
+type imageStore struct{ *image.Store }
+
+func (imageStore) Unmount(dir string) error { return image.Unmount(dir) }
+
+type pools struct{ pool *network.Pool }
+
+func (p pools) Get(ctx context.Context) (Namespace, error) { return wrap(p.pool.Get(ctx)) }
+func (p pools) Adopt(name string) (Namespace, error)       { return wrap(p.pool.Adopt(name)) }
+func (p pools) Put(n Namespace)                            { p.pool.Put(n.(namespace).Namespace) }
+func (p pools) ResolvConf() []byte                         { return p.pool.ResolvConf() }
+func (p pools) Close() error                               { return p.pool.Close() }
+
+type namespace struct{ *network.Namespace }
+
+func (n namespace) NetnsName() string { return n.Name }
+func (n namespace) NetnsPath() string { return n.Path }
+
+func wrap(n *network.Namespace, err error) (Namespace, error) {
+	if err != nil {
+		return nil, err
+	}
+	return namespace{n}, nil
+}
+
+type cells struct{ launcher cell.Launcher }
+
+func (c cells) Start(ctx context.Context, cfg cell.Config) (Cell, error) {
+	started, err := c.launcher.Start(ctx, cfg)
+	if err != nil {
+		return nil, err // not a nil *cell.Cell in an interface
+	}
+	return started, nil
+}
+
+func (c cells) Adopt(cfg cell.Config, pid int) (Cell, error) {
+	adopted, err := cell.Adopt(c.launcher, cfg, pid)
+	if err != nil {
+		return nil, err
+	}
+	return adopted, nil
+}
