@@ -3,6 +3,8 @@ package e2e
 import (
 	"encoding/json"
 	"net/http"
+	"net/http/cgi"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -51,6 +53,9 @@ func TestSamplesDeployFromAFolder(t *testing.T) {
 func TestSamplesDeployFromGit(t *testing.T) {
 	p := harness.Get(t)
 	url := repository(t, filepath.Join(p.Root, "examples"))
+	if r := p.CLI(t, "deploy", "--git", "file:///etc", "--name", harness.Name(t)); r.Code == 0 || !strings.Contains(r.Output, "file://") {
+		t.Errorf("a repository on the platform's own disk: %d %q", r.Code, r.Output)
+	}
 	for _, name := range samples(t) {
 		t.Run(name, func(t *testing.T) {
 			service := harness.Name(t)
@@ -72,17 +77,19 @@ func samples(t *testing.T) []string {
 	return []string{"go", "python", "node", "rust"}
 }
 
-// repository makes a git repository with dir in its folder examples, on a branch that is
-// not the default one.
+// repository serves a git repository with dir in its folder examples, on a branch that is
+// not the default one, and gives its URL.
 func repository(t *testing.T, dir string) string {
 	t.Helper()
 	repo := t.TempDir()
-	git := func(args ...string) {
+	git := func(args ...string) string {
 		t.Helper()
 		cmd := exec.Command("git", append([]string{"-C", repo, "-c", "user.name=test", "-c", "user.email=test@example.com"}, args...)...)
-		if b, err := cmd.CombinedOutput(); err != nil {
+		b, err := cmd.CombinedOutput()
+		if err != nil {
 			t.Fatalf("git %s: %v\n%s", args[0], err, b)
 		}
+		return string(b)
 	}
 	git("init", "-q", "-b", "main")
 	git("commit", "-q", "--allow-empty", "-m", "empty")
@@ -93,7 +100,12 @@ func repository(t *testing.T, dir string) string {
 	git("add", ".")
 	git("commit", "-q", "-m", "examples")
 	git("checkout", "-q", "main")
-	return "file://" + repo
+	server := httptest.NewServer(&cgi.Handler{
+		Path: filepath.Join(strings.TrimSpace(git("--exec-path")), "git-http-backend"),
+		Env:  []string{"GIT_PROJECT_ROOT=" + repo, "GIT_HTTP_EXPORT_ALL=1"},
+	})
+	t.Cleanup(server.Close)
+	return server.URL + "/.git"
 }
 
 func TestRollbackServesTheFormerVersion(t *testing.T) {

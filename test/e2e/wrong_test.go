@@ -136,7 +136,7 @@ func TestFolderAndGitURLThatDoNotExist(t *testing.T) {
 		t.Errorf("%d %q", r.Code, r.Output)
 	}
 	name := harness.Name(t)
-	r := p.CLI(t, "deploy", "--git", "file:///no/such/repository", "--name", name)
+	r := p.CLI(t, "deploy", "--git", "http://127.0.0.1:1/no/such/repository", "--name", name)
 	if r.Code == 0 || !strings.Contains(r.Output, "/no/such/repository") {
 		t.Errorf("%d %q", r.Code, r.Output)
 	}

@@ -87,13 +87,18 @@ func (p Process) of(dir string) bool {
 // Inside is the probe app's process of an instance, as the machine sees it.
 func (s *Service) Inside(t testing.TB, instance string) Process {
 	t.Helper()
-	found := Processes(func(p Process) bool {
-		return p.Env("LEAPCELL_INSTANCE") == instance && filepath.Base(p.Args()[0]) == "probe" && !slices.Contains(p.Args(), "child")
+	found := slices.DeleteFunc(Members(instance), func(p Process) bool {
+		return filepath.Base(p.Args()[0]) != "probe" || slices.Contains(p.Args(), "child")
 	})
 	if len(found) != 1 {
 		t.Fatalf("instance %q of %s: %d processes of the probe app on this machine, want 1", instance, s.Name, len(found))
 	}
 	return found[0]
+}
+
+// Members are the processes of an instance.
+func Members(instance string) []Process {
+	return Processes(func(p Process) bool { return p.Env("LEAPCELL_INSTANCE") == instance })
 }
 
 // Cgroup is the control group of a process, whichever version this machine has.
