@@ -65,6 +65,9 @@ func Status(code leapcell.Code) int {
 
 // Code is what an HTTP status without a readable body stands for.
 func Code(status int) leapcell.Code {
+	if status == http.StatusBadGateway || status == http.StatusGatewayTimeout {
+		return leapcell.CodeUnavailable // a proxy before the API, not an instance
+	}
 	for _, row := range table {
 		if row.status == status {
 			return row.code

@@ -5,6 +5,6 @@
 // What runs and where visitors go is not in here: that is in Nomad.
 //
 // There is one query layer and one set of migrations, in SQL that SQLite and PostgreSQL
-// both understand, and one test suite (storetest.go in the tests) for both. Times are stored
+// both understand, and one test suite (suite in store_test.go) for both. Times are stored
 // as microseconds since 1970, documents as JSON.
 package store
