@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/leapcell/leapcell"
 	"github.com/leapcell/leapcell/test/harness"
 )
 
@@ -84,9 +83,7 @@ func (s *session) deploy(runtime string) *harness.Service {
 	name := harness.Name(s)
 	s.Logf("deploying examples/%s as %s", runtime, name)
 	s.p.Must(s, "deploy", filepath.Join(s.p.Root, "examples", runtime), "--name", name)
-	var service leapcell.Service
-	s.p.JSON(s, &service, "services", name)
-	return s.p.Adopt(s, service)
+	return s.p.Adopt(s, s.p.Service(s, name))
 }
 
 // visit measures one visit, to the last byte.

@@ -20,9 +20,7 @@ import (
 func named(t *testing.T, name string) *harness.Service {
 	t.Helper()
 	p := harness.Get(t)
-	var s harness.Service
-	p.JSON(t, &s.Service, "services", name)
-	return p.Adopt(t, s.Service)
+	return p.Adopt(t, p.Service(t, name))
 }
 
 func visit(t *testing.T, s *harness.Service) harness.Reply {
@@ -201,7 +199,7 @@ func TestEveryCommandSpeaksJSON(t *testing.T) {
 	p := harness.Get(t)
 	s := p.Probe(t, harness.Spec{Env: map[string]string{"A": "1"}})
 	for _, args := range [][]string{
-		{"status"}, {"services"}, {"services", s.Name}, {"deployments", s.Name}, {"env", "list", s.Name}, {"env", "set", s.Name, "B=2"}, {"env", "unset", s.Name, "B"}, {"version"},
+		{"status"}, {"services"}, {"service", "show", s.Name}, {"deployments", s.Name}, {"env", "list", s.Name}, {"env", "set", s.Name, "B=2"}, {"env", "unset", s.Name, "B"}, {"version"},
 	} {
 		var v any
 		p.JSON(t, &v, args...)

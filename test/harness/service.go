@@ -81,6 +81,16 @@ func (p *Platform) Probe(t testing.TB, spec Spec) *Service {
 	return s
 }
 
+// Service reads a service by its name.
+func (p *Platform) Service(t testing.TB, name string) leapcell.Service {
+	t.Helper()
+	var s leapcell.Service
+	if err := p.API.Call(t.Context(), http.MethodGet, "/v1/services/"+name, nil, &s); err != nil {
+		t.Fatalf("service %s: %v", name, err)
+	}
+	return s
+}
+
 // Adopt makes a service that came about otherwise, by the CLI for example, one of the test's.
 func (p *Platform) Adopt(t testing.TB, s leapcell.Service) *Service {
 	adopted := &Service{Service: s, p: p}
@@ -175,9 +185,7 @@ func (p *Platform) Deployment(t testing.TB, id string) leapcell.Deployment {
 // Reload reads the service again, for its live deployment.
 func (s *Service) Reload(t testing.TB) {
 	t.Helper()
-	if err := s.p.API.Call(t.Context(), http.MethodGet, "/v1/services/"+s.Name, nil, &s.Service); err != nil {
-		t.Fatalf("service %s: %v", s.Name, err)
-	}
+	s.Service = s.p.Service(t, s.Name)
 }
 
 // Set changes settings; they hold from the next deployment on.

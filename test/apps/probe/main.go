@@ -96,8 +96,11 @@ func listen() *net.TCPListener {
 	if host == "" {
 		host = "0.0.0.0"
 	}
-	port := os.Getenv("PORT")
-	ln, err := net.Listen("tcp", net.JoinHostPort(strings.Trim(host, "[]"), port))
+	network := "tcp4" // "tcp" would take 0.0.0.0 for all of IPv6 as well
+	if strings.HasPrefix(host, "[") {
+		network = "tcp"
+	}
+	ln, err := net.Listen(network, net.JoinHostPort(strings.Trim(host, "[]"), os.Getenv("PORT")))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "probe:", err)
 		os.Exit(1)
