@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/leapcell/leapcell/traefik/edge"
+)
+
+// run reads the settings and serves until ctx ends. Each flag can also be set by the
+// environment: --nomad-addr is LEAPCELL_NOMAD_ADDR. The flag wins.
+func run(ctx context.Context, args []string, env func(string) string, stderr io.Writer) error {
+	cfg, err := settings(args, env, stderr)
+	if errors.Is(err, flag.ErrHelp) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return edge.Run(ctx, cfg)
+}
+
+func settings(args []string, env func(string) string, stderr io.Writer) (edge.Config, error) {
+	hostname, _ := os.Hostname() // without one, Validate asks for --id
+	var cfg edge.Config
+	var nomadTokenFile, apiTokenFile, level string
+	flags := flag.NewFlagSet("leapcell-edge", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.StringVar(&cfg.Listen, "listen", "127.0.0.1:8080", "address for visitors")
+	flags.StringVar(&cfg.AdminListen, "admin-listen", "", "address for /ping and /metrics, such as 127.0.0.1:8081 (default off)")
+	flags.StringVar(&cfg.NomadAddr, "nomad-addr", "http://127.0.0.1:4646", "address of Nomad")
+	flags.StringVar(&nomadTokenFile, "nomad-token-file", "", "file with the Nomad token")
+	flags.StringVar(&cfg.NomadNamespace, "nomad-namespace", "leapcell", "Nomad namespace of the services")
+	flags.StringVar(&cfg.APIAddr, "api-addr", "", "address of the API that load is reported to (default nowhere)")
+	flags.StringVar(&apiTokenFile, "api-token-file", "", "file with the token for the API")
+	flags.StringVar(&cfg.ID, "id", hostname, "name of this edge in reports")
+	flags.StringVar(&cfg.DataDir, "data-dir", "", "folder for the default certificate")
+	flags.StringVar(&cfg.AccessLog, "access-log", "", "file for the access log, - for standard output (default none)")
+	flags.DurationVar(&cfg.Drain, "drain-timeout", 30*time.Second, "how long requests may take to end when the edge stops")
+	flags.StringVar(&level, "log-level", "info", "debug, info, warn or error")
+
+	var bad error
+	flags.VisitAll(func(f *flag.Flag) {
+		name := "LEAPCELL_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		if v := env(name); v != "" {
+			if err := f.Value.Set(v); err != nil {
+				bad = errors.Join(bad, fmt.Errorf("%s is %q: %w", name, v, err))
+			}
+		}
+	})
+	if bad != nil {
+		return cfg, bad
+	}
+	if err := flags.Parse(args); err != nil {
+		return cfg, err
+	}
+	if flags.NArg() > 0 {
+		return cfg, fmt.Errorf("unexpected argument %q: all settings are flags", flags.Arg(0))
+	}
+
+	var lvl slog.Level
+	if err := lvl.UnmarshalText([]byte(level)); err != nil {
+		return cfg, fmt.Errorf("--log-level is %q: it must be debug, info, warn or error", level)
+	}
+	cfg.Log = slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: lvl}))
+	cfg.APIAddr = strings.TrimSuffix(cfg.APIAddr, "/")
+	var err error
+	if cfg.NomadToken, err = token("--nomad-token-file", nomadTokenFile); err != nil {
+		return cfg, err
+	}
+	cfg.APIToken, err = token("--api-token-file", apiTokenFile)
+	return cfg, err
+}
+
+func token(name, file string) (string, error) {
+	if file == "" {
+		return "", nil
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", name, err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}

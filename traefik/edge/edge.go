@@ -1,0 +1,89 @@
+package edge
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+
+	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/traefik/routes"
+	"github.com/leapcell/leapcell/traefik/wake"
+)
+
+// Config is all that an edge needs to know.
+type Config struct {
+	ID     string // names this edge in reports
+	Listen string // address for visitors
+	// AdminListen is an address for /ping and /metrics; empty for none.
+	AdminListen string
+	// DataDir keeps the certificate for names that have none; empty: a new one each start.
+	DataDir   string
+	AccessLog string // a file, "-" for standard output, empty for none
+	// Drain is how long requests may take to end after the edge was told to stop.
+	Drain time.Duration
+	Log   *slog.Logger
+
+	NomadAddr      string
+	NomadToken     string
+	NomadNamespace string
+
+	// APIAddr is where load is reported; empty for nowhere.
+	APIAddr  string
+	APIToken string
+}
+
+// Validate checks what has no default.
+func (c Config) Validate() error {
+	switch {
+	case c.Listen == "":
+		return leapcell.Errorf(leapcell.CodeInvalid, "no address to listen on: give --listen")
+	case c.NomadAddr == "":
+		return leapcell.Errorf(leapcell.CodeInvalid, "no Nomad address: give --nomad-addr")
+	case c.ID == "":
+		return leapcell.Errorf(leapcell.CodeInvalid, "the edge has no name: give --id")
+	}
+	return nil
+}
+
+// Run serves until ctx ends, then lets the requests in flight end.
+func Run(ctx context.Context, cfg Config) error {
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	client, err := api.NewClient(&api.Config{Address: cfg.NomadAddr, SecretID: cfg.NomadToken,
+		Namespace: cfg.NomadNamespace, TLSConfig: api.DefaultConfig().TLSConfig})
+	if err != nil {
+		return fmt.Errorf("nomad at %s: %w", cfg.NomadAddr, err)
+	}
+	nomad := routes.Config{Client: client, Namespace: cfg.NomadNamespace, Log: cfg.Log}
+	table := routes.New()
+	handler := wake.New(wake.Config{Table: table, Scaler: routes.NewScaler(nomad, table), Log: cfg.Log})
+	defer handler.Close()
+
+	admin, err := newAdmin(cfg.AdminListen, handler, table)
+	if err != nil {
+		return err
+	}
+	front, err := newFront(cfg, handler)
+	if err != nil {
+		return err
+	}
+
+	// The tables and the reports are needed until the last request has ended.
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var helpers sync.WaitGroup
+	helpers.Go(func() { table.Run(background, nomad) })
+	helpers.Go(func() { newReporter(cfg, handler).run(background) })
+	helpers.Go(func() { admin.run(background) })
+	defer helpers.Wait()
+	defer stop()
+
+	cfg.Log.Info("serving", "edge", cfg.ID, "listen", cfg.Listen, "nomad", cfg.NomadAddr)
+	front.run(ctx)
+	cfg.Log.Info("stopped")
+	return nil
+}

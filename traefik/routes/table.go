@@ -1,0 +1,94 @@
+package routes
+
+import (
+	"maps"
+	"sync"
+	"sync/atomic"
+
+	"github.com/leapcell/leapcell"
+)
+
+// Table answers from the last state that was published. The zero value is not usable:
+// see [New].
+type Table struct {
+	now atomic.Pointer[state]
+	mu  sync.Mutex // of those that publish
+}
+
+// state is what the edge knows at one moment. It is never changed once published.
+type state struct {
+	routes    map[string]*leapcell.Route     // by host; nil until read
+	instances map[string][]leapcell.Instance // by deployment; nil until read
+	// restarting are the deployments of which an instance failed and that Nomad brings
+	// back by itself.
+	restarting map[string]bool
+	changed    chan struct{} // closed when another state is published
+}
+
+func newTable() *Table {
+	t := &Table{}
+	t.now.Store(&state{changed: make(chan struct{})})
+	return t
+}
+
+// Ready reports whether both tables were read once.
+func (t *Table) Ready() bool {
+	s := t.now.Load()
+	return s.routes != nil && s.instances != nil
+}
+
+// Route is the route of a host, or nil.
+func (t *Table) Route(host string) *leapcell.Route { return t.now.Load().routes[host] }
+
+// Instances are the instances of a deployment that take requests.
+func (t *Table) Instances(deployment string) []leapcell.Instance {
+	return t.now.Load().instances[deployment]
+}
+
+// Changed is closed when a later state is there.
+func (t *Table) Changed() <-chan struct{} { return t.now.Load().changed }
+
+// Restarting reports whether Nomad is about to replace a failed instance of the deployment.
+func (t *Table) Restarting(deployment string) bool { return t.now.Load().restarting[deployment] }
+
+// Sizes are the number of hosts and of deployments with instances, for metrics.
+func (t *Table) Sizes() (hosts, deployments int) {
+	s := t.now.Load()
+	return len(s.routes), len(s.instances)
+}
+
+// publish makes change's result the current state and wakes all who wait for one.
+func (t *Table) publish(change func(next *state)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	before := t.now.Load()
+	next := *before
+	next.changed = make(chan struct{})
+	change(&next)
+	t.now.Store(&next)
+	close(before.changed)
+}
+
+func (t *Table) publishRoutes(byHost map[string]*leapcell.Route) {
+	t.publish(func(next *state) { next.routes = byHost })
+}
+
+// publishAll replaces all instances.
+func (t *Table) publishAll(instances map[string][]leapcell.Instance, restarting map[string]bool) {
+	t.publish(func(next *state) { next.instances, next.restarting = instances, restarting })
+}
+
+// publishSome replaces what is known of some deployments.
+func (t *Table) publishSome(some map[string][]leapcell.Instance, restarting map[string]bool) {
+	t.publish(func(next *state) {
+		next.instances = maps.Clone(next.instances)
+		for deployment, list := range some {
+			if len(list) == 0 {
+				delete(next.instances, deployment)
+			} else {
+				next.instances[deployment] = list
+			}
+		}
+		next.restarting = restarting
+	})
+}

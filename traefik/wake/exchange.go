@@ -1,0 +1,421 @@
+package wake
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httputil"
+	"net/textproto"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/leapcell/leapcell"
+)
+
+// exchange sends the request to the gate of a slot and passes the answer on. It returns
+// true if nothing of the request was taken, so that it may be sent elsewhere [RQ6].
+//
+// Why not httputil.ReverseProxy over http.Transport: the transport sends a GET again by
+// itself when a kept connection breaks after the request was written, keeps two goroutines
+// a connection and hands each request over between them. Here one goroutine writes and
+// reads, and it is known at each point what was sent.
+func (h *Handler) exchange(w http.ResponseWriter, r *http.Request, s *service, got *slot, c *call) (moveOn bool) {
+	conn, err := h.connect(r.Context(), got.in)
+	if err != nil {
+		if r.Context().Err() != nil {
+			return false
+		}
+		s.avoid(got.in, false)
+		return true
+	}
+	x := &exchange{h: h, w: w, r: r, conn: conn, slot: got, call: c, service: s}
+	// A visitor who leaves ends the exchange: what blocks on the connection returns.
+	stop := context.AfterFunc(r.Context(), func() { conn.SetDeadline(time.Unix(1, 0)) })
+	result := x.run()
+	if !stop() {
+		x.keep = false // its deadline is in the past
+	}
+	if x.keep {
+		got.in.put(conn)
+	} else {
+		conn.Close()
+	}
+	switch result {
+	case gateGone:
+		s.avoid(got.in, true)
+		return true
+	case gateBroke:
+		if r.Context().Err() != nil {
+			return false
+		}
+		h.sums.broken.Add(1)
+		h.cfg.Log.Warn("the connection to an instance broke", "service", s.id, "instance", got.in.id,
+			"request", r.Header.Get(headerRequestID), "answered", x.answered, "error", x.err)
+		if x.answered {
+			panic(http.ErrAbortHandler) // the visitor must not take the half for the whole
+		}
+		x.refuseBroken()
+	}
+	return false
+}
+
+// connect gives a kept connection or a new one. An error means that nothing was sent.
+func (h *Handler) connect(ctx context.Context, in *instance) (*gateConn, error) {
+	if conn := in.get(); conn != nil {
+		return conn, nil
+	}
+	conn, err := h.cfg.Dial(ctx, in.address)
+	if err != nil {
+		return nil, err
+	}
+	return newGateConn(conn), nil
+}
+
+type result int
+
+const (
+	exchanged result = iota // the answer was passed on
+	gateGone                // nothing was taken: it may go elsewhere
+	gateBroke               // the connection failed; err says why
+)
+
+// exchange is one request on one connection.
+type exchange struct {
+	h       *Handler
+	w       http.ResponseWriter
+	r       *http.Request
+	conn    *gateConn
+	slot    *slot
+	call    *call
+	service *service
+
+	keep     bool // the connection may serve again
+	answered bool // the visitor has got the head of the answer
+	err      error
+	body     *bodyWriter // nil as long as the gate did not want the body
+}
+
+func (x *exchange) fail(err error) result {
+	x.err = err
+	return gateBroke
+}
+
+func (x *exchange) run() result {
+	protocol := x.call.protocol
+	hasBody := x.r.Body != nil && x.r.Body != http.NoBody && x.r.ContentLength != 0
+	if err := x.writeHead(hasBody); err != nil {
+		return x.fail(err)
+	}
+	for {
+		resp, err := http.ReadResponse(x.conn.r, x.r)
+		if err != nil {
+			return x.fail(err)
+		}
+		switch {
+		case resp.StatusCode == http.StatusContinue:
+			if hasBody && x.body == nil {
+				x.body = startBody(x.conn, x.r)
+			}
+		case resp.StatusCode == http.StatusSwitchingProtocols:
+			if protocol == "" {
+				return x.fail(errors.New("the instance changed the protocol without being asked"))
+			}
+			return x.switchProtocols(resp, protocol)
+		case resp.StatusCode < 200:
+			x.passInformation(resp)
+		case resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get(leapcell.HeaderGone) != "" && x.body == nil:
+			return gateGone
+		default:
+			return x.passAnswer(resp, hasBody)
+		}
+	}
+}
+
+// writeHead sends the request line and headers. A body is announced and waits until the
+// gate wants it, so that a gate which is gone has consumed nothing of it.
+func (x *exchange) writeHead(hasBody bool) error {
+	r, w := x.r, x.conn.w
+	// The request target as the visitor sent it: paths are passed unchanged.
+	target := r.RequestURI
+	if !strings.HasPrefix(target, "/") && target != "*" {
+		target = r.URL.RequestURI() // absolute form, or HTTP/2 without one
+	}
+	w.WriteString(r.Method)
+	w.WriteByte(' ')
+	w.WriteString(target)
+	w.WriteString(" HTTP/1.1\r\n")
+	writeField(w, "Host", r.Host)
+	for name, values := range r.Header {
+		for _, v := range values {
+			writeField(w, name, v)
+		}
+	}
+	if x.call.protocol != "" {
+		writeField(w, "Connection", "Upgrade")
+		writeField(w, "Upgrade", x.call.protocol)
+	}
+	if x.call.trailers {
+		writeField(w, "Te", "trailers")
+	}
+	switch {
+	case hasBody && r.ContentLength > 0:
+		writeField(w, "Content-Length", strconv.FormatInt(r.ContentLength, 10))
+	case hasBody:
+		writeField(w, "Transfer-Encoding", "chunked")
+		for name := range r.Trailer {
+			writeField(w, "Trailer", name)
+		}
+	case r.Method == http.MethodPost || r.Method == http.MethodPut || r.Method == http.MethodPatch:
+		writeField(w, "Content-Length", "0")
+	}
+	if hasBody {
+		writeField(w, "Expect", "100-continue")
+	}
+	w.WriteString("\r\n")
+	return w.Flush() // bufio keeps the first error
+}
+
+type stringWriter interface{ WriteString(string) (int, error) }
+
+// writeField writes one header. Go's server lets no line break in; HTTP/2 and earlier
+// middlewares are not taken at their word.
+func writeField(w stringWriter, name, value string) {
+	if strings.ContainsAny(value, "\r\n\x00") || strings.ContainsAny(name, "\r\n\x00: ") {
+		return
+	}
+	w.WriteString(name)
+	w.WriteString(": ")
+	w.WriteString(value)
+	w.WriteString("\r\n")
+}
+
+// passInformation passes a 103 on.
+func (x *exchange) passInformation(resp *http.Response) {
+	head := x.w.Header()
+	dropHopByHop(resp.Header)
+	dropPlatform(resp.Header)
+	for name, values := range resp.Header {
+		head[name] = values
+	}
+	x.w.WriteHeader(resp.StatusCode)
+	for name := range resp.Header {
+		delete(head, name)
+	}
+}
+
+// passAnswer passes the final answer on, streaming.
+func (x *exchange) passAnswer(resp *http.Response, hasBody bool) result {
+	defer resp.Body.Close()
+	firstByte := time.Now()
+	timing, gateFailed := resp.Header.Get(leapcell.HeaderTiming), resp.Header.Get(leapcell.HeaderError) != ""
+	if x.call.cold && !gateFailed {
+		x.service.served()
+	}
+	x.setHead(resp)
+	if x.call.cold || timing != "" {
+		x.w.Header().Add("Server-Timing", coldPhases(x.call, x.slot, parseTiming(timing), firstByte).String())
+	}
+	x.answered = true
+	x.w.WriteHeader(resp.StatusCode)
+	if err := x.copyBody(resp); err != nil {
+		return x.fail(err)
+	}
+	for name, values := range resp.Trailer {
+		for _, v := range values {
+			x.w.Header().Add(http.TrailerPrefix+name, v)
+		}
+	}
+	x.keep = !resp.Close && (!hasBody || x.body != nil && x.body.done()) && x.conn.r.Buffered() == 0
+	return exchanged
+}
+
+func (x *exchange) setHead(resp *http.Response) {
+	dropHopByHop(resp.Header)
+	dropPlatform(resp.Header)
+	head := x.w.Header()
+	for name, values := range resp.Header {
+		head[name] = values
+	}
+	if len(resp.Trailer) > 0 {
+		names := make([]string, 0, len(resp.Trailer))
+		for name := range resp.Trailer {
+			names = append(names, name)
+		}
+		head["Trailer"] = []string{strings.Join(names, ", ")}
+	}
+	if _, ok := head[headerRequestID]; !ok {
+		head[headerRequestID] = x.r.Header[headerRequestID]
+	}
+}
+
+var buffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
+
+// copyBody passes the body on as it comes: it flushes whenever the next read would have to
+// wait for the gate.
+func (x *exchange) copyBody(resp *http.Response) error {
+	buf := buffers.Get().(*[32 << 10]byte)
+	defer buffers.Put(buf)
+	flusher, _ := x.w.(http.Flusher)
+	for {
+		n, err := resp.Body.Read(buf[:])
+		if n > 0 {
+			if _, werr := x.w.Write(buf[:n]); werr != nil {
+				return werr
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if flusher != nil && x.conn.r.Buffered() == 0 {
+			flusher.Flush()
+		}
+	}
+}
+
+// refuseBroken answers a request whose connection to the gate failed after it was sent.
+func (x *exchange) refuseBroken() {
+	if x.body != nil {
+		if tooBig := (*http.MaxBytesError)(nil); errors.As(x.body.readErr(), &tooBig) {
+			x.w.WriteHeader(http.StatusRequestEntityTooLarge)
+			return
+		}
+	}
+	refuseCrashed.write(x.w, x.r)
+}
+
+// switchProtocols joins the visitor's connection and the gate's (WebSocket).
+func (x *exchange) switchProtocols(resp *http.Response, protocol string) result {
+	if got := resp.Header.Get("Upgrade"); !strings.EqualFold(got, protocol) {
+		return x.fail(errors.New("the instance changed to another protocol than it was asked for"))
+	}
+	visitor, buffered, err := http.NewResponseController(x.w).Hijack()
+	if err != nil {
+		return x.fail(err)
+	}
+	defer visitor.Close()
+	x.answered = true
+	visitor.SetDeadline(time.Time{})
+	dropHopByHop(resp.Header)
+	dropPlatform(resp.Header)
+	out := buffered.Writer
+	out.WriteString("HTTP/1.1 101 Switching Protocols\r\n")
+	for name, values := range resp.Header {
+		for _, v := range values {
+			writeField(out, name, v)
+		}
+	}
+	writeField(out, "Connection", "Upgrade")
+	writeField(out, "Upgrade", protocol)
+	out.WriteString("\r\n")
+	if err := out.Flush(); err != nil {
+		return exchanged
+	}
+
+	// The instance ends it: when its side is over, so is the connection. A visitor's end
+	// is passed on, and the instance may still answer.
+	var up sync.WaitGroup
+	up.Go(func() {
+		_, err := io.Copy(x.conn, buffered.Reader)
+		half, ok := x.conn.Conn.(interface{ CloseWrite() error })
+		if err != nil || !ok || half.CloseWrite() != nil {
+			x.conn.Close()
+		}
+	})
+	_, _ = io.Copy(visitor, x.conn.r)
+	visitor.Close()
+	x.conn.Close()
+	up.Wait()
+	return exchanged
+}
+
+// bodyWriter sends the visitor's body while the answer may come already.
+type bodyWriter struct {
+	finished chan struct{}
+	failed   atomic.Pointer[error]
+}
+
+func startBody(conn *gateConn, r *http.Request) *bodyWriter {
+	b := &bodyWriter{finished: make(chan struct{})}
+	// What it needs is taken now: it may outlive the request by a moment.
+	body, trailer, chunked := r.Body, r.Trailer, r.ContentLength < 0
+	length := r.ContentLength
+	go func() {
+		defer close(b.finished)
+		if err := writeBody(conn, body, length, chunked, trailer); err != nil {
+			b.failed.Store(&err)
+			conn.Close() // whoever reads the answer learns it
+		}
+	}()
+	return b
+}
+
+func writeBody(conn *gateConn, body io.Reader, length int64, chunked bool, trailer http.Header) error {
+	buf := buffers.Get().(*[32 << 10]byte)
+	defer buffers.Put(buf)
+	var w io.Writer = conn.w
+	var chunks io.WriteCloser
+	if chunked {
+		chunks = httputil.NewChunkedWriter(conn.w)
+		w = chunks
+	} else {
+		body = io.LimitReader(body, length)
+	}
+	var sent int64
+	for {
+		n, err := body.Read(buf[:])
+		if n > 0 {
+			if _, werr := w.Write(buf[:n]); werr != nil {
+				return werr
+			}
+			if werr := conn.w.Flush(); werr != nil {
+				return werr
+			}
+			sent += int64(n)
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if !chunked {
+		if sent != length {
+			return io.ErrUnexpectedEOF
+		}
+		return nil
+	}
+	chunks.Close()
+	for name, values := range trailer { // filled in by net/http at the end of the body
+		for _, v := range values {
+			writeField(conn.w, textproto.CanonicalMIMEHeaderKey(name), v)
+		}
+	}
+	conn.w.WriteString("\r\n")
+	return conn.w.Flush()
+}
+
+// done reports whether the whole body was sent.
+func (b *bodyWriter) done() bool {
+	select {
+	case <-b.finished:
+		return b.failed.Load() == nil
+	default:
+		return false
+	}
+}
+
+// readErr is why sending failed, if it did.
+func (b *bodyWriter) readErr() error {
+	if err := b.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
+}

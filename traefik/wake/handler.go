@@ -1,0 +1,203 @@
+package wake
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/leapcell/leapcell"
+)
+
+// Table is what the edge knows of routes and instances. All methods answer from memory,
+// without blocking, from any goroutine.
+type Table interface {
+	// Ready reports whether routes and instances were read at least once. It never goes
+	// back to false: while Nomad is away, the last state counts.
+	Ready() bool
+	// Route is the route of a host (lower case, no port), or nil. What it points to is
+	// never changed.
+	Route(host string) *leapcell.Route
+	// Instances are those that take requests. The slice is never changed.
+	Instances(deployment string) []leapcell.Instance
+	// Changed is closed when an answer of this table may differ from now on. Take it
+	// before asking, or a change is missed. The same channel again means: no change.
+	Changed() <-chan struct{}
+}
+
+// Scaler brings a deployment from zero instances to one.
+type Scaler interface {
+	// Wake returns when the wish is recorded, not when an instance is there: the [Table]
+	// tells that. For a deployment that has instances it does no harm. An error with
+	// [leapcell.CodeNotFound] is final, any other is worth another try.
+	Wake(ctx context.Context, route *leapcell.Route) error
+}
+
+// Config is what a [Handler] is made of. Table and Scaler are needed.
+type Config struct {
+	Table  Table
+	Scaler Scaler
+	// Dial connects to the address of a gate; the default is TCP.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
+	// QueueLimit bounds the requests held for one service; the default is the contract's.
+	QueueLimit int
+	Log        *slog.Logger
+}
+
+// Handler is the middleware. It outlives Traefik's reloads: routers come and go, the
+// services with their queues stay.
+type Handler struct {
+	cfg      Config
+	services sync.Map // service ID -> *service
+	load     chan struct{}
+	sums     sums
+}
+
+// New makes a handler.
+func New(cfg Config) *Handler {
+	if cfg.Dial == nil {
+		d := &net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}
+		cfg.Dial = func(ctx context.Context, address string) (net.Conn, error) {
+			return d.DialContext(ctx, "tcp", address)
+		}
+	}
+	if cfg.QueueLimit == 0 {
+		cfg.QueueLimit = leapcell.QueueLimit
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Handler{cfg: cfg, load: make(chan struct{}, 1)}
+}
+
+// ServeHTTP answers one request.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	arrived := time.Now()
+	if no := checkLimits(r); no != nil {
+		no.write(w, r)
+		return
+	}
+	host := Host(r.Host)
+	route, no := h.route(r.Context(), host)
+	if no != nil {
+		no.write(w, r)
+		return
+	}
+	call := &call{host: host, route: route, arrived: arrived}
+	prepare(r, call)
+	s := h.service(route)
+	s.requests.Add(1)
+	h.sums.requests.Add(1)
+
+	for {
+		slot, no := s.acquire(r.Context(), call)
+		if no != nil {
+			h.sums.rejected.Add(1)
+			no.write(w, r)
+			return
+		}
+		if !h.try(w, r, s, slot, call) {
+			return
+		}
+		call.retries++
+		h.sums.retries.Add(1)
+	}
+}
+
+// try sends the request to one instance and says whether it may go to another. It returns
+// the slot also when the exchange ends in a panic, which is how net/http aborts an answer.
+func (h *Handler) try(w http.ResponseWriter, r *http.Request, s *service, got *slot, c *call) (moveOn bool) {
+	defer s.release(got)
+	return h.exchange(w, r, s, got, c)
+}
+
+// route finds the route of host. Right after the start of an edge there is no table yet:
+// then the request waits for it, because a 404 would be a lie.
+func (h *Handler) route(ctx context.Context, host string) (*leapcell.Route, *refusal) {
+	timeout := time.NewTimer(leapcell.HoldGrace)
+	defer timeout.Stop()
+	for {
+		changed := h.cfg.Table.Changed()
+		if route := h.cfg.Table.Route(host); route != nil {
+			return route, nil
+		}
+		if h.cfg.Table.Ready() {
+			return nil, refuseNoRoute
+		}
+		select {
+		case <-changed:
+		case <-timeout.C:
+			return nil, refuseNoTable
+		case <-ctx.Done():
+			return nil, refuseQuietly
+		}
+	}
+}
+
+func (h *Handler) service(route *leapcell.Route) *service {
+	if s, ok := h.services.Load(route.ServiceID); ok {
+		return s.(*service)
+	}
+	s, _ := h.services.LoadOrStore(route.ServiceID, newService(h, route.ServiceID))
+	return s.(*service)
+}
+
+// Close gives up the idle connections to all gates. Call it when no request is left.
+func (h *Handler) Close() {
+	h.services.Range(func(_, s any) bool {
+		s.(*service).close()
+		return true
+	})
+}
+
+// sums are the running totals behind [Counters].
+type sums struct {
+	requests, wakes, held, retries, rejected, broken atomic.Int64
+}
+
+// Counters are totals since the edge started.
+type Counters struct {
+	Requests int64 // that found a service
+	Wakes    int64 // calls that asked for the first instance of a deployment
+	Held     int64 // requests that waited for a slot
+	Retries  int64 // requests that moved on after a dial error or a gate that was gone
+	Rejected int64 // refused because of a limit, or after waiting in vain
+	Broken   int64 // exchanges in which the gate's connection failed
+}
+
+// Counters reads the totals.
+func (h *Handler) Counters() Counters {
+	s := &h.sums
+	return Counters{Requests: s.requests.Load(), Wakes: s.wakes.Load(), Held: s.held.Load(),
+		Retries: s.retries.Load(), Rejected: s.rejected.Load(), Broken: s.broken.Load()}
+}
+
+// LoadChanged gets a value when the load of any service may have changed since the last
+// value was taken.
+func (h *Handler) LoadChanged() <-chan struct{} { return h.load }
+
+func (h *Handler) noteLoad() {
+	select {
+	case h.load <- struct{}{}:
+	default:
+	}
+}
+
+// Load is what every service that this edge has seen carries at the moment. A service
+// whose route is gone and that has nothing left to do is forgotten.
+func (h *Handler) Load() []leapcell.EdgeService {
+	var out []leapcell.EdgeService
+	h.services.Range(func(id, v any) bool {
+		load, dead := v.(*service).load()
+		if dead {
+			h.services.Delete(id)
+			v.(*service).close()
+		}
+		out = append(out, load)
+		return true
+	})
+	return out
+}

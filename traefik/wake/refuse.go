@@ -1,0 +1,48 @@
+package wake
+
+import (
+	"net/http"
+
+	"github.com/leapcell/leapcell"
+)
+
+// refusal is an answer that the edge gives itself.
+type refusal struct {
+	status int
+	text   string // for the visitor; "" for no answer at all: the visitor has gone
+	again  bool   // a later try may succeed
+}
+
+var (
+	refuseQuietly     = &refusal{}
+	refuseNoRoute     = &refusal{status: http.StatusNotFound, text: leapcell.TextNoRoute}
+	refuseNoTable     = &refusal{status: http.StatusServiceUnavailable, text: "The edge has not read its routes yet", again: true}
+	refuseConnect     = &refusal{status: http.StatusMethodNotAllowed, text: "CONNECT is not offered here"}
+	refuseLine        = &refusal{status: http.StatusRequestURITooLong, text: "The request line is longer than 16 KB"}
+	refuseHeader      = &refusal{status: http.StatusRequestHeaderFieldsTooLarge, text: "A request header is longer than 16 KB"}
+	refuseHeaders     = &refusal{status: http.StatusRequestHeaderFieldsTooLarge, text: "The request headers are longer than 64 KB together"}
+	refuseTooMany     = &refusal{status: http.StatusTooManyRequests, text: "Too many requests of this service are in flight", again: true}
+	refuseQueueFull   = &refusal{status: http.StatusServiceUnavailable, text: leapcell.TextQueueFull, again: true}
+	refuseNoSlot      = &refusal{status: http.StatusServiceUnavailable, text: leapcell.TextQueueFull, again: true}
+	refuseNotReady    = &refusal{status: http.StatusGatewayTimeout, text: leapcell.TextStartTimeout, again: true}
+	refuseStartFailed = &refusal{status: http.StatusBadGateway, text: leapcell.TextStartFailed}
+	refuseCrashed     = &refusal{status: http.StatusBadGateway, text: leapcell.TextCrashed}
+)
+
+func (f *refusal) write(w http.ResponseWriter, r *http.Request) {
+	if f.text == "" {
+		return
+	}
+	head := w.Header()
+	if id := r.Header.Get(headerRequestID); id != "" && saneRequestID(id) {
+		head.Set(headerRequestID, id)
+	}
+	if f.again {
+		head.Set("Retry-After", "1")
+	}
+	head.Set("Content-Type", "text/plain; charset=utf-8")
+	w.WriteHeader(f.status)
+	if r.Method != http.MethodHead {
+		_, _ = w.Write([]byte(f.text + "\n"))
+	}
+}
