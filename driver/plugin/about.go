@@ -54,8 +54,8 @@ var configSpec = hclspec.NewObject(map[string]*hclspec.Spec{
 	"registry_credentials_file": hclspec.NewAttr("registry_credentials_file", "string", false),
 	// What the operator passes into builds: variables, and files by their path inside.
 	"build": hclspec.NewBlock("build", false, hclspec.NewObject(map[string]*hclspec.Spec{
-		"env":   hclspec.NewAttr("env", "map(string)", false),
-		"files": hclspec.NewAttr("files", "map(string)", false),
+		"env":   hclspec.NewBlockAttrs("env", "string", false),
+		"files": hclspec.NewBlockAttrs("files", "string", false),
 	})),
 	// How long an instance stays awake after its last request; at most 100ms.
 	"suspend_after": hclspec.NewDefault(hclspec.NewAttr("suspend_after", "string", false), hclspec.NewLiteral(`"20ms"`)),
