@@ -99,7 +99,7 @@ func (p *Platform) drainNodes(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	nodes, meta, err := client.Nodes().List((&nomad.QueryOptions{}).WithContext(ctx))
+	nodes, _, err := client.Nodes().List((&nomad.QueryOptions{}).WithContext(ctx))
 	if err != nil {
 		return err
 	}
@@ -108,7 +108,7 @@ func (p *Platform) drainNodes(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		q := &nomad.QueryOptions{WaitIndex: meta.LastIndex, WaitTime: drainTime}
+		q := &nomad.QueryOptions{} // the first answers at once, the next when something changed
 		for left := 1; left > 0; {
 			allocs, meta, err := client.Nodes().Allocations(n.ID, q.WithContext(ctx))
 			if err != nil {

@@ -126,7 +126,7 @@ func (h Host) addCA(s *BuildSettings, path string) string {
 
 var (
 	pipKeys   = []string{"index-url", "extra-index-url", "trusted-host", "no-index", "find-links", "proxy", "timeout", "retries", "cert", "disable-pip-version-check"}
-	npmKeys   = []string{"registry", "cafile", "ca", "ca[]", "strict-ssl", "proxy", "https-proxy", "noproxy", "fetch-timeout", "fetch-retries"}
+	npmKeys   = []string{"registry", "cafile", "ca", "strict-ssl", "proxy", "https-proxy", "noproxy", "fetch-timeout", "fetch-retries"}
 	cargoKeys = []string{"source", "registries", "registry", "http", "net"}
 )
 
@@ -158,18 +158,28 @@ func (h Host) pip(s *BuildSettings) {
 	s.add("pip.conf", "/etc/pip.conf", out.Bytes())
 }
 
-// npm keeps registries, also those of single scopes, but no credentials.
+// npm keeps registries, also those of single scopes, but no credentials. A key of a later
+// file replaces that of an earlier one.
 func (h Host) npm(s *BuildSettings) {
-	var out bytes.Buffer
+	var order []string
+	values := map[string]string{}
 	for _, path := range []string{"/etc/npmrc", "/usr/etc/npmrc", "/usr/local/etc/npmrc", h.variable("NPM_CONFIG_GLOBALCONFIG"), h.Home + "/.npmrc", h.variable("NPM_CONFIG_USERCONFIG")} {
 		for line := range h.lines(path) {
 			key, value, ok := strings.Cut(line, "=")
 			key, value = strings.TrimSpace(key), strings.TrimSpace(value)
 			scoped := strings.HasPrefix(key, "@") && strings.HasSuffix(key, ":registry")
-			if ok && (scoped || slices.Contains(npmKeys, key)) && h.usable(s, key == "cafile", value) {
-				fmt.Fprintf(&out, "%s=%s\n", key, value)
+			if !ok || !scoped && !slices.Contains(npmKeys, key) || !h.usable(s, key == "cafile", value) {
+				continue
 			}
+			if _, known := values[key]; !known {
+				order = append(order, key)
+			}
+			values[key] = value
 		}
+	}
+	var out bytes.Buffer
+	for _, key := range order {
+		fmt.Fprintf(&out, "%s=%s\n", key, values[key])
 	}
 	if s.add("npmrc", "/etc/npmrc", out.Bytes()) {
 		s.Env["NPM_CONFIG_GLOBALCONFIG"] = "/etc/npmrc" // npm looks elsewhere when it was installed elsewhere
@@ -211,7 +221,7 @@ func (h Host) cargo(s *BuildSettings) {
 }
 
 var (
-	aptSetting = regexp.MustCompile(`^(Acquire::(?:https?|ftp|Check-[A-Za-z-]+|Retries|ForceIPv[46]|Allow[A-Za-z]+|By-Hash)[^ ]*) "(.*)";$`)
+	aptSetting = regexp.MustCompile(`^(Acquire::(?:https?|ftp|Check-[A-Za-z-]+|Retries|ForceIPv[46])[^ ]*) "(.*)";$`)
 	aptSecret  = regexp.MustCompile(`(?i)::Ssl(Cert|Key)$`)
 )
 
@@ -341,7 +351,7 @@ func (s BuildSettings) Write() error {
 // hostSettings reads this machine.
 func (p *Platform) hostSettings(ctx context.Context) BuildSettings {
 	h := Host{Root: "/", Home: p.cfg.Home, Environ: p.cfg.Environ}
-	goEnv := exec.CommandContext(ctx, "go", append([]string{"env", "-json"}, goVariables...)...)
+	goEnv := exec.CommandContext(ctx, "go", append([]string{"env", "-json", "-changed"}, goVariables...)...)
 	goEnv.Env = p.cfg.Environ
 	if out, err := goEnv.Output(); err == nil { // without Go there is nothing to hand on
 		_ = json.Unmarshal(out, &h.Go)
