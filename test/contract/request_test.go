@@ -14,7 +14,7 @@ import (
 )
 
 func TestMust_RQ1_LongRequestIsEnded(t *testing.T) {
-	modes(t, func(t *testing.T, mode leapcell.Mode, _ *harness.Service) {
+	for _, mode := range []leapcell.Mode{leapcell.Serverless, leapcell.Persistent} {
 		s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{
 			Mode: mode, MaxInstances: 1, RequestTimeout: leapcell.Duration(1500 * time.Millisecond),
 		}})
@@ -37,7 +37,7 @@ func TestMust_RQ1_LongRequestIsEnded(t *testing.T) {
 		if after := instanceOf(t, s); after != before {
 			t.Errorf("instance %s was replaced by %s", before, after)
 		}
-	})
+	}
 }
 
 func TestMust_RQ1_TheContractsOwnText(t *testing.T) {
