@@ -12,12 +12,14 @@ import (
 
 // Config says what to run and in which sandbox.
 type Config struct {
-	ID           string // unique on this machine: letters, digits, - and _
-	Dir          string // of this cell's own files; made when missing, never removed
-	Rootfs       string // the mounted image
+	ID  string // unique on this machine: letters, digits, - and _
+	Dir string // of this cell's own files; made when missing, never removed
+	// Rootfs is the mounted image. It has the folders and files that are mounted over, since a
+	// read-only one cannot be given them; its /tmp has mode 1777, which some runtimes give on.
+	Rootfs       string
 	Mode         leapcell.TaskMode
 	Args         []string
-	Env          []string // all of it: nothing is added
+	Env          []string // all of it; only a missing HOME is added by the runtime
 	WorkDir      string   // "" is /
 	MemoryMB     int
 	CPUs         int    // whole cores; builds only

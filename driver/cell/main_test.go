@@ -51,6 +51,9 @@ func testRootfs(t testing.TB) string {
 			t.Fatal(err)
 		}
 	}
+	if err := os.Chmod(filepath.Join(root, "tmp"), 0o777|os.ModeSticky); err != nil {
+		t.Fatal(err)
+	}
 	for _, f := range []string{"resolv.conf", "hosts", "hostname"} {
 		if err := os.WriteFile(filepath.Join(root, "etc", f), nil, 0o644); err != nil {
 			t.Fatal(err)
@@ -90,7 +93,7 @@ func testConfig(t testing.TB, args ...string) (c Config, out *os.File) {
 	t.Cleanup(func() { r.Close(); w.Close() })
 	return Config{
 		ID: fmt.Sprintf("c%d", serial.Add(1)), Dir: t.TempDir(), Rootfs: testRootfs(t), Mode: leapcell.TaskServerless,
-		Args: append([]string{"/bin/probe"}, args...), Env: []string{"PATH=/bin", "SECRET=kept in memory only"}, WorkDir: "/app", MemoryMB: 128,
+		Args: append([]string{"/bin/probe"}, args...), Env: []string{"PATH=/bin", "HOME=/tmp", "SECRET=kept in memory only"}, WorkDir: "/app", MemoryMB: 128,
 		Hostname: "python-1", ResolvConf: []byte("nameserver 192.0.2.53\n"),
 		Stdout: w, Stderr: w, CgroupParent: testParent,
 	}, r
