@@ -29,6 +29,8 @@ const assembler = "mmdebstrap"
 var leftOut = []string{
 	"/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/lintian/*",
 	"/usr/bin/*-lto-dump*", "/usr/share/go-*/test/*", "/usr/share/go-*/api/*",
+	"/usr/lib/python3*/config-*/libpython*.a", "/usr/lib/python3*/test/*",
+	"/usr/lib/*/lib[altu]*san.so*", "/usr/lib/*/libhwasan.so*", // of gcc -fsanitize
 }
 
 // baseSetup is run in every assembled system. The user is the one that instances run as:

@@ -47,7 +47,7 @@ var common = []string{
 var pipSetup = []string{
 	"rm -f /usr/lib/python3*/EXTERNALLY-MANAGED",
 	"ln -sf python3 /usr/bin/python",
-	"python3 /usr/share/python-wheels/pip-*.whl/pip --no-cache-dir install --root-user-action=ignore --no-index --find-links=/usr/share/python-wheels pip",
+	`python3 "$(echo /usr/share/python-wheels/pip-*.whl)/pip" --no-cache-dir install --root-user-action=ignore --no-index --find-links=/usr/share/python-wheels pip`,
 }
 
 // Runtimes gives the built-in table.

@@ -1,0 +1,219 @@
+package deploy
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+
+	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/api/nomad"
+	"github.com/leapcell/leapcell/jobs"
+)
+
+// tailLines is how many of the last lines a failure shows.
+const tailLines = 20
+
+// build runs the build job and takes up its image. When the image is there already, a
+// former process did all but remember it.
+func (d *Deployer) build(ctx context.Context, svc leapcell.Service, dep leapcell.Deployment, w *worker) error {
+	repository, tag := svc.ID+"/app", strconv.Itoa(dep.Number)
+	image, err := d.resolveImage(ctx, w, repository, tag)
+	if leapcell.ErrorCode(err) == leapcell.CodeNotFound {
+		if err = d.runBuild(ctx, svc, dep, w); err != nil {
+			return err
+		}
+		image, err = d.resolveImage(ctx, w, repository, tag)
+	}
+	if err != nil {
+		return err
+	}
+	job := leapcell.BuildJobID(svc.Name, dep.Number)
+	if err := d.patiently(ctx, w, func(ctx context.Context) error { return d.cfg.Nomad.Stop(ctx, job, true) }); err != nil {
+		return err
+	}
+	_, err = d.move(ctx, w, leapcell.Starting, func(dep *leapcell.Deployment) { dep.Image = image })
+	return err
+}
+
+func (d *Deployer) resolveImage(ctx context.Context, w *worker, repository, tag string) (string, error) {
+	return patient(ctx, d, w, func(ctx context.Context) (string, error) {
+		return d.cfg.Images.Resolve(ctx, repository, tag)
+	})
+}
+
+// runBuild registers the build job, unless it is, and follows it to its end.
+func (d *Deployer) runBuild(ctx context.Context, svc leapcell.Service, dep leapcell.Deployment, w *worker) error {
+	id := leapcell.BuildJobID(svc.Name, dep.Number)
+	err := d.patiently(ctx, w, func(ctx context.Context) error {
+		_, err := d.cfg.Nomad.Job(ctx, id)
+		if leapcell.ErrorCode(err) != leapcell.CodeNotFound {
+			return err // there, or unknown whether
+		}
+		return d.registerBuild(ctx, svc, dep)
+	})
+	if err != nil {
+		return err
+	}
+	// The node ends a build that takes too long. This is for a node that does not.
+	ctx, cancel := context.WithTimeoutCause(ctx, d.cfg.BuildTimeout+d.cfg.Patience,
+		leapcell.Errorf(leapcell.CodeBuildFailed, "the build did not end within %s", d.cfg.BuildTimeout))
+	defer cancel()
+	follow := &buildFollower{d: d, w: w, task: svc.ID, state: dep.State}
+	defer follow.stopLog()
+	if err := d.watch(ctx, id, follow.see, d.placement(id, w)); err != nil {
+		return causeOf(ctx, err)
+	}
+	return follow.result
+}
+
+func (d *Deployer) registerBuild(ctx context.Context, svc leapcell.Service, dep leapcell.Deployment) error {
+	source, err := d.cfg.Images.Resolve(ctx, svc.ID+"/source", strconv.Itoa(dep.Number))
+	if err != nil {
+		return err
+	}
+	runtime, err := d.cfg.Builder.Runtime(dep.Settings.Runtime)
+	if err != nil {
+		return err
+	}
+	return d.cfg.Nomad.Register(ctx, jobs.Build(jobs.BuildSpec{
+		Namespace: d.cfg.Namespace, Service: svc, Deployment: dep,
+		SourceImage: source,
+		Output:      fmt.Sprintf("%s/%s/app:%d", d.cfg.RegistryAddress, svc.ID, dep.Number),
+		Caches:      runtime.Caches,
+		MemoryMB:    d.cfg.BuildMemory, CPUs: d.cfg.BuildCPUs, Timeout: d.cfg.BuildTimeout,
+	}))
+}
+
+// causeOf is why ctx ended, if that is why err is there.
+func causeOf(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// buildFollower sees a build job through: its log, its phases, its result.
+type buildFollower struct {
+	d      *Deployer
+	w      *worker
+	task   string
+	state  leapcell.State
+	alloc  string
+	cancel context.CancelFunc // of the log stream; nil while there is none
+	done   chan struct{}
+	result error
+}
+
+// see looks at the allocations of the job and reports whether it ended.
+func (f *buildFollower) see(ctx context.Context, allocs []*api.AllocationListStub) (bool, error) {
+	if len(allocs) == 0 {
+		return false, nil
+	}
+	a := newest(allocs)
+	task := a.TaskStates[f.task]
+	if task != nil && !task.StartedAt.IsZero() && f.cancel == nil {
+		f.followLog(ctx, a.ID)
+	}
+	if err := f.phases(ctx, task); err != nil {
+		return false, err
+	}
+	switch a.ClientStatus {
+	case api.AllocClientStatusComplete, api.AllocClientStatusFailed, api.AllocClientStatusLost:
+	default:
+		if a.DesiredStatus == api.AllocDesiredStatusRun {
+			return false, nil
+		}
+	}
+	f.alloc = a.ID
+	f.stopLog()
+	f.readRest(ctx)
+	f.result = f.judge(a, task)
+	return true, nil
+}
+
+// phases moves the deployment along with what the node says it does.
+func (f *buildFollower) phases(ctx context.Context, task *api.TaskState) error {
+	if task == nil {
+		return nil
+	}
+	for _, e := range task.Events {
+		to := leapcell.State(e.Details[leapcell.PhaseAnnotation])
+		if to == "" || !f.state.CanBecome(to) || to == leapcell.Starting || to.Done() {
+			continue
+		}
+		if _, err := f.d.move(ctx, f.w, to, nil); err != nil {
+			return err
+		}
+		f.state = to
+	}
+	return nil
+}
+
+func (f *buildFollower) judge(a *api.AllocationListStub, task *api.TaskState) error {
+	if a.ClientStatus == api.AllocClientStatusComplete && (task == nil || !task.Failed) {
+		return nil
+	}
+	problem := leapcell.Problem{Code: leapcell.CodeBuildFailed, LogTail: f.w.log.tail()}
+	switch ended := lastEvent(task, api.TaskTerminated); {
+	case a.ClientStatus == api.AllocClientStatusLost:
+		problem.Message = "the node that ran the build was lost: deploy again"
+	case ended != nil && ended.ExitCode != 0:
+		problem.ExitCode = new(ended.ExitCode)
+		problem.Message = fmt.Sprintf("the build command failed with exit code %d", ended.ExitCode)
+		if said := exitMessage(ended); said != "" {
+			problem.Message = "the build failed: " + said
+		}
+	default:
+		problem.Message = "the build could not be run: " + eventText(a, task)
+	}
+	return &failure{problem}
+}
+
+// followLog streams what the build writes into the deployment's log, from where that is.
+func (f *buildFollower) followLog(ctx context.Context, alloc string) {
+	ctx, f.cancel = context.WithCancel(ctx)
+	f.done = make(chan struct{})
+	f.alloc = alloc
+	go func() {
+		defer close(f.done)
+		for ctx.Err() == nil {
+			err := f.copyLog(ctx, true)
+			if err == nil || ctx.Err() == nil {
+				_ = sleep(ctx, f.d.cfg.Pause) // the stream broke, or is not there yet
+			}
+		}
+	}()
+}
+
+func (f *buildFollower) stopLog() {
+	if f.cancel != nil {
+		f.cancel()
+		<-f.done
+	}
+}
+
+// readRest takes what came after the stream was stopped, or all of it after a restart.
+func (f *buildFollower) readRest(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if err := f.copyLog(ctx, false); err != nil && ctx.Err() == nil {
+		f.d.cfg.Log.Warn("build log incomplete", "deployment", f.w.id, "err", err)
+	}
+}
+
+func (f *buildFollower) copyLog(ctx context.Context, follow bool) error {
+	r, err := f.d.cfg.Nomad.Logs(ctx, nomad.LogOptions{
+		AllocID: f.alloc, Task: f.task, Stream: "stdout", Follow: follow, Offset: f.w.log.offset(),
+	})
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	defer context.AfterFunc(ctx, func() { _ = r.Close() })()
+	_, err = io.Copy(f.w.log, r)
+	return err
+}

@@ -1,0 +1,356 @@
+package deploy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+
+	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/api/build"
+	"github.com/leapcell/leapcell/api/nomad"
+	"github.com/leapcell/leapcell/api/source"
+)
+
+// Store is the deployer's memory across restarts.
+type Store interface {
+	Service(ctx context.Context, nameOrID string) (leapcell.Service, error)
+	Services(ctx context.Context) ([]leapcell.Service, error)
+	UpdateService(ctx context.Context, id string, change func(*leapcell.Service) error) (leapcell.Service, error)
+	CreateDeployment(ctx context.Context, serviceID string, src leapcell.Source, settings leapcell.Settings) (leapcell.Deployment, error)
+	Deployment(ctx context.Context, id string) (leapcell.Deployment, error)
+	Deployments(ctx context.Context, serviceID string, limit int) ([]leapcell.Deployment, error)
+	Unfinished(ctx context.Context) ([]leapcell.Deployment, error)
+	// UpdateDeployment refuses moves that State.CanBecome forbids with CodeConflict.
+	UpdateDeployment(ctx context.Context, id string, change func(*leapcell.Deployment) error) (leapcell.Deployment, error)
+}
+
+// EnvStore tells which environments are not yet in effect everywhere.
+type EnvStore interface {
+	Env(ctx context.Context, serviceID string) (leapcell.SealedEnv, error)
+	EnvApplied(ctx context.Context, serviceID string, version int) error
+	EnvPending(ctx context.Context) ([]string, error)
+}
+
+// Nomad runs the jobs. Errors of calls that may succeed later have CodeUnavailable, those
+// about jobs that it does not know CodeNotFound.
+type Nomad interface {
+	Register(ctx context.Context, job *api.Job) error
+	Job(ctx context.Context, id string) (*api.Job, error)
+	Jobs(ctx context.Context, prefix string) ([]*api.JobListStub, error)
+	Scale(ctx context.Context, job string, n int) error
+	Stop(ctx context.Context, job string, purge bool) error
+	// WaitAllocs waits for allocations newer than index; 0 does not wait.
+	WaitAllocs(ctx context.Context, job string, index uint64) ([]*api.AllocationListStub, uint64, error)
+	// StopAlloc ends one allocation; Nomad starts another in its place.
+	StopAlloc(ctx context.Context, id string) error
+	// FailedPlacement says why Nomad finds no node for the job; nil when it does not say.
+	FailedPlacement(ctx context.Context, job string) (*api.AllocationMetric, error)
+	PutVariable(ctx context.Context, path string, value []byte) error
+	DeleteVariable(ctx context.Context, path string) error
+	Logs(ctx context.Context, o nomad.LogOptions) (io.ReadCloser, error)
+}
+
+// Sources reads what users hand in.
+type Sources interface {
+	Save(ctx context.Context, r io.Reader) (sum string, err error)
+	CheckGit(src leapcell.Source) error
+	Fetch(ctx context.Context, src leapcell.Source, dst string, progress func(string)) (source.Tree, error)
+	Sweep(keep map[string]bool, age time.Duration) error
+}
+
+// Builder knows runtimes and makes source images.
+type Builder interface {
+	Runtime(name string) (build.Runtime, error)
+	Detect(names map[string]bool) (build.Runtime, error)
+	SourceImage(ctx context.Context, s build.Source, progress func(string)) (string, error)
+}
+
+// Images finds what was pushed to the registry.
+type Images interface {
+	// Resolve gives the reference with digest of repository:tag, else CodeNotFound.
+	Resolve(ctx context.Context, repository, tag string) (string, error)
+}
+
+// Config is what [New] needs to know. Zero durations and numbers mean the defaults.
+type Config struct {
+	Dir             string // for logs and layers
+	Namespace       string // in Nomad
+	RegistryAddress string // host:port as nodes reach it
+	Store           Store
+	Env             EnvStore
+	Nomad           Nomad
+	Sources         Sources
+	Builder         Builder
+	Images          Images
+	// ForgetImages removes the repositories below a folder, when a service is deleted.
+	ForgetImages func(folder string) error
+	Log          *slog.Logger
+
+	Builds       int           // at the same time in a workspace; default 1
+	BuildMemory  int           // MB; default 4096
+	BuildCPUs    int           // default 2
+	BuildTimeout time.Duration // default 10 minutes
+	Keep         int           // superseded deployments that stay registered; default 3
+
+	// Patience is how long a deployment waits for Nomad, Vault or the registry to come
+	// back before it fails; default 5 minutes.
+	Patience time.Duration
+	// PlacementPatience is how long it waits for a node with room; default 1 minute.
+	PlacementPatience time.Duration
+	// StartGrace is added to the start timeout, for what comes before the app's start:
+	// above all reading the image; default 30 seconds.
+	StartGrace time.Duration
+	// Handover is how long the former deployment keeps its instances after the route
+	// changed, so that every edge knows; default 1 second.
+	Handover time.Duration
+	// Pause is the first wait before something is tried again; default 250 ms.
+	Pause time.Duration
+}
+
+func (c Config) withDefaults() Config {
+	orDefault(&c.Builds, 1)
+	orDefault(&c.BuildMemory, 4096)
+	orDefault(&c.BuildCPUs, 2)
+	orDefault(&c.BuildTimeout, 10*time.Minute)
+	orDefault(&c.Keep, 3)
+	orDefault(&c.Patience, 5*time.Minute)
+	orDefault(&c.PlacementPatience, time.Minute)
+	orDefault(&c.StartGrace, 30*time.Second)
+	orDefault(&c.Handover, time.Second)
+	orDefault(&c.Pause, 250*time.Millisecond)
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.ForgetImages == nil {
+		c.ForgetImages = func(string) error { return nil }
+	}
+	return c
+}
+
+func orDefault[T comparable](v *T, to T) {
+	var zero T
+	if *v == zero {
+		*v = to
+	}
+}
+
+// Deployer drives deployments. It is safe for concurrent use.
+type Deployer struct {
+	cfg    Config
+	ctx    context.Context // of all work that outlives the call that asked for it
+	cancel context.CancelCauseFunc
+	logs   *logs
+	slots  *slots
+	http   *http.Client // asks gates
+	done   sync.WaitGroup
+
+	mu       sync.Mutex
+	workers  map[string]*worker       // by deployment
+	changed  map[string]chan struct{} // by deployment: closed at the next change
+	services map[string]*serviceState // by service ID
+}
+
+// serviceState is what the deployer knows of a service beside the store.
+type serviceState struct {
+	live sync.Mutex // held while the route changes, or instances are replaced
+
+	// Under Deployer.mu.
+	deleting    bool
+	refreshing  bool // an environment is being brought to the instances
+	refreshNext bool // and another one after that
+}
+
+// Causes by which work is cancelled.
+var (
+	errClosed   = errors.New("the deployer is closed")
+	errStopped  = errors.New("the deployment was cancelled")
+	errOvertook = errors.New("a newer deployment is live")
+)
+
+// New makes a deployer. Call Resume once, and Close at the end.
+func New(cfg Config) (*Deployer, error) {
+	cfg = cfg.withDefaults()
+	l, err := newLogs(filepath.Join(cfg.Dir, "logs"))
+	if err != nil {
+		return nil, err
+	}
+	d := &Deployer{
+		cfg: cfg, logs: l, slots: newSlots(cfg.Builds),
+		workers: map[string]*worker{}, changed: map[string]chan struct{}{}, services: map[string]*serviceState{},
+		http: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}},
+	}
+	d.ctx, d.cancel = context.WithCancelCause(context.Background())
+	return d, nil
+}
+
+// Close stops all work where it is and waits for it. Nothing is lost: Resume of the next
+// process goes on.
+func (d *Deployer) Close() error {
+	d.cancel(errClosed)
+	d.done.Wait()
+	return nil
+}
+
+// Submit stores a deployment and starts to work on it. archive is the uploaded tar.gz, nil
+// when src names a git repository; it is read before Submit returns.
+func (d *Deployer) Submit(ctx context.Context, svc leapcell.Service, src leapcell.Source, archive io.Reader) (leapcell.Deployment, error) {
+	if d.isDeleting(svc.ID) {
+		return leapcell.Deployment{}, errDeleting(svc)
+	}
+	if archive == nil {
+		if err := d.cfg.Sources.CheckGit(src); err != nil {
+			return leapcell.Deployment{}, err
+		}
+	} else {
+		sum, err := d.cfg.Sources.Save(ctx, archive)
+		if err != nil {
+			return leapcell.Deployment{}, err
+		}
+		src.Upload = sum
+	}
+	dep, err := d.cfg.Store.CreateDeployment(ctx, svc.ID, src, svc.Settings)
+	if err != nil {
+		return leapcell.Deployment{}, err
+	}
+	d.start(dep)
+	return dep, nil
+}
+
+func errDeleting(svc leapcell.Service) error {
+	return leapcell.Errorf(leapcell.CodeConflict, "the service %s is being deleted", svc.Name)
+}
+
+// Cancel stops a deployment that is not done. What it left in Nomad is removed afterwards.
+func (d *Deployer) Cancel(ctx context.Context, id string) error {
+	dep, err := d.update(ctx, id, func(dep *leapcell.Deployment) error {
+		if dep.State.Done() {
+			return leapcell.Errorf(leapcell.CodeConflict, "the deployment %s is %s: there is nothing to cancel", id, dep.State)
+		}
+		if isRollback(*dep) {
+			dep.State = leapcell.Superseded // it was good before, and can be rolled back to again
+			return nil
+		}
+		dep.State = leapcell.Cancelled
+		dep.Error = &leapcell.Problem{Code: leapcell.CodeCancelled, Message: "somebody cancelled the deployment"}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if !d.stop(id, errStopped) {
+		d.start(dep) // nobody works on it: at least what it left must go
+	}
+	return nil
+}
+
+// Wait blocks until the deployment is done or ctx ends.
+func (d *Deployer) Wait(ctx context.Context, id string) (leapcell.Deployment, error) {
+	for {
+		changed := d.changes(id) // taken before looking, so that nothing is missed between
+		dep, err := d.cfg.Store.Deployment(ctx, id)
+		if err != nil || dep.State.Done() {
+			return dep, err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return dep, ctx.Err()
+		}
+	}
+}
+
+// Log streams a deployment's log; when it follows, until nobody works on the deployment any
+// more. Close it.
+func (d *Deployer) Log(ctx context.Context, id string, follow bool) (io.ReadCloser, error) {
+	if _, err := d.cfg.Store.Deployment(ctx, id); err != nil {
+		return nil, err
+	}
+	return d.logs.read(ctx, id, follow)
+}
+
+// Resume takes up what a former process left: unfinished deployments, environments that are
+// not in effect, jobs that should no longer run. It returns when the work has begun.
+func (d *Deployer) Resume(ctx context.Context) error {
+	unfinished, err := d.cfg.Store.Unfinished(ctx)
+	if err != nil {
+		return fmt.Errorf("resume: %w", err)
+	}
+	for _, dep := range unfinished {
+		d.cfg.Log.Info("deployment resumed", "deployment", dep.ID, "state", dep.State)
+		d.start(dep)
+	}
+	pending, err := d.cfg.Env.EnvPending(ctx)
+	if err != nil {
+		return fmt.Errorf("resume: %w", err)
+	}
+	for _, id := range pending {
+		svc, err := d.cfg.Store.Service(ctx, id)
+		if err != nil {
+			d.cfg.Log.Error("environment not resumed", "service", id, "err", err)
+			continue
+		}
+		if err := d.EnvChanged(ctx, svc); err != nil {
+			d.cfg.Log.Error("environment not resumed", "service", id, "err", err)
+		}
+	}
+	d.done.Go(d.tidy)
+	return nil
+}
+
+// update changes a stored deployment and tells those who wait.
+func (d *Deployer) update(ctx context.Context, id string, change func(*leapcell.Deployment) error) (leapcell.Deployment, error) {
+	dep, err := d.cfg.Store.UpdateDeployment(ctx, id, change)
+	if err == nil {
+		d.notify(id)
+	}
+	return dep, err
+}
+
+func (d *Deployer) notify(id string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if c, ok := d.changed[id]; ok {
+		close(c)
+		delete(d.changed, id)
+	}
+}
+
+func (d *Deployer) changes(id string) <-chan struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	c, ok := d.changed[id]
+	if !ok {
+		c = make(chan struct{})
+		d.changed[id] = c
+	}
+	return c
+}
+
+func (d *Deployer) service(id string) *serviceState {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.serviceLocked(id)
+}
+
+func (d *Deployer) serviceLocked(id string) *serviceState {
+	s, ok := d.services[id]
+	if !ok {
+		s = &serviceState{}
+		d.services[id] = s
+	}
+	return s
+}
+
+func (d *Deployer) isDeleting(id string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.serviceLocked(id).deleting
+}

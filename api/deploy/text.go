@@ -1,0 +1,138 @@
+package deploy
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/hashicorp/nomad/api"
+
+	"github.com/leapcell/leapcell"
+)
+
+// newest is the allocation that was made last.
+func newest(allocs []*api.AllocationListStub) *api.AllocationListStub {
+	return slices.MaxFunc(allocs, func(a, b *api.AllocationListStub) int {
+		if a.CreateIndex != b.CreateIndex {
+			return int(int64(a.CreateIndex) - int64(b.CreateIndex))
+		}
+		return strings.Compare(a.Name, b.Name)
+	})
+}
+
+func lastEvent(task *api.TaskState, kind string) *api.TaskEvent {
+	if task == nil {
+		return nil
+	}
+	for _, e := range slices.Backward(task.Events) {
+		if e.Type == kind {
+			return e
+		}
+	}
+	return nil
+}
+
+// eventText is what Nomad says last about an allocation.
+func eventText(a *api.AllocationListStub, task *api.TaskState) string {
+	if task != nil {
+		for _, e := range slices.Backward(task.Events) {
+			if e.DisplayMessage != "" && e.Type != api.TaskNotRestarting && e.Type != api.TaskKilling && e.Type != api.TaskRestarting {
+				return e.DisplayMessage
+			}
+		}
+	}
+	if a.ClientDescription != "" {
+		return a.ClientDescription
+	}
+	return "Nomad does not say why"
+}
+
+// driverMessage is the driver's own part of a driver failure. Nomad and the plugin protocol
+// put their words before it.
+func driverMessage(e *api.TaskEvent) string {
+	message := e.DriverError
+	if message == "" {
+		message = e.DisplayMessage
+	}
+	if i := strings.LastIndex(message, "desc = "); i >= 0 {
+		message = message[i+len("desc = "):]
+	}
+	return strings.TrimPrefix(message, "failed to start task: ")
+}
+
+// exitMessage is what the node adds to an exit code, such as "out of memory".
+func exitMessage(e *api.TaskEvent) string {
+	for _, text := range []string{e.Details["exit_message"], e.Message} {
+		text = strings.TrimSpace(text)
+		if text != "" && !strings.HasPrefix(text, "exited with code") && !strings.HasPrefix(text, "Exit Code") {
+			return text
+		}
+	}
+	return ""
+}
+
+func startExited(code int) string {
+	return fmt.Sprintf("the start command exited with code %d before it listened", code)
+}
+
+// gateFailure is what the gate of an instance says about its failed start. [LC5, LC6]
+func gateFailure(s leapcell.GateStatus) *failure {
+	p := leapcell.Problem{Code: s.Code, Message: s.Message, ExitCode: s.ExitCode}
+	if p.Message == "" {
+		p.Message = leapcell.TextStartFailed
+	}
+	if p.Code == leapcell.CodeStartExited && s.ExitCode != nil && !strings.Contains(p.Message, "start command") {
+		text := startExited(*s.ExitCode)
+		if s.Message != "" && !strings.HasPrefix(s.Message, "exited with code") {
+			text += ": " + s.Message
+		}
+		p.Message = text
+	}
+	return &failure{p}
+}
+
+// mayComeBack reports whether the driver could not start an instance for want of a service
+// that an operator will bring back.
+func mayComeBack(message string) bool {
+	message = strings.ToLower(message)
+	for _, sign := range []string{"vault", "sealed", "connection refused", "does not answer", "no cluster leader"} {
+		if strings.Contains(message, sign) {
+			return true
+		}
+	}
+	return false
+}
+
+// placementText says in one line why Nomad finds no node for a job.
+func placementText(m *api.AllocationMetric) string {
+	if m.NodesEvaluated == 0 {
+		return "no node is ready"
+	}
+	var why []string
+	for _, constraint := range slices.Sorted(maps.Keys(m.ConstraintFiltered)) {
+		n := m.ConstraintFiltered[constraint]
+		if strings.Contains(constraint, "missing drivers") {
+			why = append(why, fmt.Sprintf("%s without the leapcell driver", nodes(n)))
+			continue
+		}
+		why = append(why, fmt.Sprintf("%s ruled out by %q", nodes(n), constraint))
+	}
+	for _, dimension := range slices.Sorted(maps.Keys(m.DimensionExhausted)) {
+		why = append(why, fmt.Sprintf("%s without enough %s", nodes(m.DimensionExhausted[dimension]), dimension))
+	}
+	for _, quota := range m.QuotaExhausted {
+		why = append(why, "the quota is used up: "+quota)
+	}
+	if len(why) == 0 {
+		return fmt.Sprintf("none of %s fits", nodes(m.NodesEvaluated))
+	}
+	return strings.Join(why, "; ")
+}
+
+func nodes(n int) string {
+	if n == 1 {
+		return "1 node"
+	}
+	return fmt.Sprintf("%d nodes", n)
+}
