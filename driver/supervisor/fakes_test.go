@@ -1,0 +1,390 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/driver/cell"
+	"github.com/leapcell/leapcell/driver/image"
+)
+
+// fakeImages has every image but those that pull refuses.
+type fakeImages struct {
+	pull   func(ctx context.Context) error
+	commit func(ctx context.Context, r image.Result) error
+
+	mu        sync.Mutex
+	mounted   map[string]bool
+	committed []image.Result
+	output    string
+}
+
+func (f *fakeImages) Pull(ctx context.Context, ref string) (*image.Image, error) {
+	if f.pull != nil {
+		if err := f.pull(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return &image.Image{Ref: ref, Env: []string{"PATH=/bin", "FROM_IMAGE=1"}, WorkDir: "/app"}, nil
+}
+
+func (f *fakeImages) Mount(_ *image.Image, dir string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.mounted == nil {
+		f.mounted = map[string]bool{}
+	}
+	f.mounted[dir] = true
+	return nil
+}
+
+func (f *fakeImages) MountWritable(img *image.Image, dir, scratch string) error {
+	if err := os.MkdirAll(image.Upper(scratch), 0o755); err != nil {
+		return err
+	}
+	return f.Mount(img, dir)
+}
+
+func (f *fakeImages) Unmount(dir string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.mounted, dir)
+	return nil
+}
+
+func (f *fakeImages) Commit(ctx context.Context, _ *image.Image, r image.Result, output string, progress func(leapcell.State, string)) (string, int64, error) {
+	progress(leapcell.Packaging, "packaging")
+	progress(leapcell.Publishing, "publishing")
+	if f.commit != nil {
+		if err := f.commit(ctx, r); err != nil {
+			return "", 0, err
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.committed, f.output = append(f.committed, r), output
+	return "sha256:abc", 1e6, nil
+}
+
+func (f *fakeImages) left() int { f.mu.Lock(); defer f.mu.Unlock(); return len(f.mounted) }
+
+// fakeNetworks hands out namespaces that are all the host's own network.
+type fakeNetworks struct {
+	mu  sync.Mutex
+	out map[string]bool
+}
+
+type fakeNamespace struct{ name string }
+
+func (n fakeNamespace) NetnsName() string { return n.name }
+func (n fakeNamespace) NetnsPath() string { return "/netns/" + n.name }
+func (n fakeNamespace) Dial(ctx context.Context, address string) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, "tcp", address)
+}
+
+func (f *fakeNetworks) Get(context.Context) (Namespace, error) {
+	n, err := f.Adopt("ns-1")
+	return n, err
+}
+
+func (f *fakeNetworks) Adopt(name string) (Namespace, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.out == nil {
+		f.out = map[string]bool{}
+	}
+	f.out[name] = true
+	return fakeNamespace{name}, nil
+}
+
+func (f *fakeNetworks) Put(n Namespace) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.out, n.NetnsName())
+}
+func (f *fakeNetworks) ResolvConf() []byte { return []byte("nameserver 192.0.2.1\n") }
+func (f *fakeNetworks) Close() error       { return nil }
+func (f *fakeNetworks) left() int          { f.mu.Lock(); defer f.mu.Unlock(); return len(f.out) }
+
+// fakeCells starts cells that are functions: program is the app.
+type fakeCells struct {
+	program func(c *fakeCell)
+	refuse  error
+
+	mu    sync.Mutex
+	cells []*fakeCell
+}
+
+func (f *fakeCells) Start(_ context.Context, cfg cell.Config) (Cell, error) {
+	if f.refuse != nil {
+		return nil, f.refuse
+	}
+	c := &fakeCell{cfg: cfg, ended: make(chan struct{}), signals: make(chan unix.Signal, 8), started: time.Now()}
+	f.mu.Lock()
+	f.cells = append(f.cells, c)
+	f.mu.Unlock()
+	// The app keeps its outputs over the supervisor's end, as a process does.
+	for _, out := range []**os.File{&c.stdout, &c.stderr} {
+		file := cfg.Stdout
+		if out == &c.stderr {
+			file = cfg.Stderr
+		}
+		fd, err := unix.Dup(int(file.Fd()))
+		if err != nil {
+			return nil, err
+		}
+		*out = os.NewFile(uintptr(fd), file.Name())
+	}
+	go f.program(c)
+	return c, nil
+}
+
+func (f *fakeCells) Adopt(cfg cell.Config, pid int) (Cell, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, c := range f.cells {
+		if c.PID() == pid && !c.isDeleted() {
+			return c, nil
+		}
+	}
+	return nil, errors.New("no such process")
+}
+
+func (f *fakeCells) last() *fakeCell {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.cells[len(f.cells)-1]
+}
+
+type fakeCell struct {
+	cfg            cell.Config
+	started        time.Time
+	stdout, stderr *os.File
+	ended          chan struct{}
+	signals        chan unix.Signal
+	once           sync.Once
+	exit           cell.Exit
+
+	mu      sync.Mutex
+	frozen  bool
+	ready   bool
+	deleted bool
+}
+
+func (c *fakeCell) end(e cell.Exit) { c.once.Do(func() { c.exit = e; close(c.ended) }) }
+
+func (c *fakeCell) PID() int             { return 4711 }
+func (c *fakeCell) StartedAt() time.Time { return c.started }
+func (c *fakeCell) Wait(ctx context.Context) (cell.Exit, error) {
+	select {
+	case <-c.ended:
+		return c.exit, nil
+	case <-ctx.Done():
+		return cell.Exit{}, ctx.Err()
+	}
+}
+func (c *fakeCell) Signal(sig unix.Signal) error {
+	if err := c.Thaw(); err != nil {
+		return err
+	}
+	select {
+	case c.signals <- sig:
+	default:
+	}
+	return nil
+}
+func (c *fakeCell) set(b *bool, v bool) error { c.mu.Lock(); defer c.mu.Unlock(); *b = v; return nil }
+func (c *fakeCell) Freeze() error             { return c.set(&c.frozen, true) }
+func (c *fakeCell) Thaw() error               { return c.set(&c.frozen, false) }
+func (c *fakeCell) Frozen() bool              { c.mu.Lock(); defer c.mu.Unlock(); return c.frozen }
+func (c *fakeCell) SetReady() error           { return c.set(&c.ready, true) }
+func (c *fakeCell) isDeleted() bool           { c.mu.Lock(); defer c.mu.Unlock(); return c.deleted }
+func (c *fakeCell) Stats() (cell.Stats, error) {
+	return cell.Stats{CPUNanos: 5, Memory: 6}, nil
+}
+func (c *fakeCell) Kill() error { c.end(cell.Exit{Code: 137, Signal: 9}); return nil }
+func (c *fakeCell) Delete() error {
+	_ = c.stdout.Close()
+	_ = c.stderr.Close()
+	return c.set(&c.deleted, true)
+}
+
+// serves is a program that answers on its port until it is told to end.
+func serves(h http.HandlerFunc) func(c *fakeCell) {
+	return func(c *fakeCell) {
+		l, err := net.Listen("tcp", "127.0.0.1:"+c.env("PORT"))
+		if err != nil {
+			c.end(cell.Exit{Code: 98})
+			return
+		}
+		server := &http.Server{Handler: h}
+		go server.Serve(l)
+		io.WriteString(c.stdout, "listening\n")
+		for {
+			select {
+			case sig := <-c.signals:
+				if sig != unix.SIGTERM {
+					io.WriteString(c.stdout, "got "+unix.SignalName(sig)+"\n")
+					continue
+				}
+				io.WriteString(c.stdout, "bye\n")
+				server.Close()
+				c.end(cell.Exit{Code: 143, Signal: 15})
+			case <-c.ended:
+				server.Close()
+			}
+			return
+		}
+	}
+}
+
+// exits is a program that writes to stderr and ends.
+func exits(code int, text string) func(c *fakeCell) {
+	return func(c *fakeCell) {
+		io.WriteString(c.stderr, text)
+		c.end(cell.Exit{Code: code})
+	}
+}
+
+func hangs(c *fakeCell) { <-c.signals; c.end(cell.Exit{Code: 143, Signal: 15}) }
+
+func (c *fakeCell) env(name string) string {
+	for _, e := range c.cfg.Env {
+		if v, ok := strings.CutPrefix(e, name+"="); ok {
+			return v
+		}
+	}
+	return ""
+}
+
+type fakeEnvs struct {
+	values map[string]string
+	err    error
+}
+
+func (f fakeEnvs) Read(context.Context, StartRequest) (map[string]string, error) {
+	return f.values, f.err
+}
+
+// node is a supervisor on fakes.
+type node struct {
+	*Supervisor
+	t        *testing.T
+	dir      string
+	images   *fakeImages
+	networks *fakeNetworks
+	cells    *fakeCells
+	options  Options
+	n        int
+}
+
+func newNode(t *testing.T, program func(*fakeCell)) *node {
+	n := &node{t: t, dir: t.TempDir(), images: &fakeImages{}, networks: &fakeNetworks{}, cells: &fakeCells{program: program}}
+	n.options = Options{
+		Group: "leapcell-test", RunDir: filepath.Join(n.dir, "run"), RecordDir: filepath.Join(n.dir, "tasks"),
+		ScratchDir: filepath.Join(n.dir, "scratch"), CacheDir: filepath.Join(n.dir, "caches"),
+		SuspendAfter: 5 * time.Millisecond,
+		Images:       n.images, Networks: n.networks, Cells: n.cells, Envs: fakeEnvs{},
+	}
+	n.restart()
+	t.Cleanup(func() {
+		if err := n.Shutdown(true); err != nil {
+			t.Error(err)
+		}
+	})
+	return n
+}
+
+func (n *node) restart() { n.Supervisor = New(n.options) }
+
+// free is an address that nobody listens on.
+func free(t *testing.T) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func (n *node) request(mode leapcell.TaskMode) StartRequest {
+	n.n++
+	_, port, _ := net.SplitHostPort(free(n.t))
+	p, _ := net.LookupPort("tcp", port)
+	return StartRequest{
+		ID: "0a1b2c3d-alloc/shop/" + string(rune('0'+n.n)), Name: "shop", AllocID: "0a1b2c3d-alloc", Namespace: "leapcell",
+		Dir: filepath.Join(n.dir, "alloc"), Address: free(n.t), MemoryMB: 256,
+		Config: leapcell.TaskConfig{
+			Mode: mode, Image: "registry/shop@sha256:1", Command: "./app", Port: p, Service: "shop", ServiceID: "shop-main-abcdefgh",
+			Deployment: "shop-1", StartTimeout: "2s", Output: "registry/shop:1", StartCommand: "./app --serve",
+		},
+	}
+}
+
+func (n *node) start(req StartRequest) {
+	n.t.Helper()
+	if _, err := n.Start(req); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func (n *node) wait(req StartRequest) Exit {
+	n.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	exit, err := n.Wait(ctx, req.ID)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return exit
+}
+
+// until waits for what has no event to wait for.
+func until(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !f(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("never came: %s", what)
+		}
+	}
+}
+
+func (n *node) logged(req StartRequest, output string) string {
+	b, _ := os.ReadFile(filepath.Join(req.logDir(), req.Name+"."+output+".0"))
+	return string(b)
+}
+
+// clean checks that an ended task left nothing behind.
+func (n *node) clean(req StartRequest) {
+	n.t.Helper()
+	if m, ns := n.images.left(), n.networks.left(); m != 0 || ns != 0 {
+		n.t.Errorf("%d mounts and %d namespaces are left", m, ns)
+	}
+	for _, dir := range []string{filepath.Join(n.options.RunDir, "tasks"), n.options.ScratchDir} {
+		if entries, _ := os.ReadDir(dir); len(entries) > 0 {
+			n.t.Errorf("%s is not empty: %v", dir, entries)
+		}
+	}
+	if len(n.cells.cells) > 0 && !n.cells.last().isDeleted() {
+		n.t.Error("the cell was not deleted")
+	}
+	if err := n.Destroy(req.ID, false); err != nil {
+		n.t.Error(err)
+	}
+	if entries, _ := os.ReadDir(n.options.RecordDir); len(entries) > 0 {
+		n.t.Errorf("records are left: %v", entries)
+	}
+}
