@@ -86,24 +86,18 @@ func (m *merger) run(ctx context.Context, svc leapcell.Service, allocs []*api.Al
 				m.read(ctx, a, nomad.Running(a), maxTail, true)
 			}
 		}
-		if job, err = m.live(ctx, svc, job); err != nil {
+		now, err := m.d.cfg.Store.Service(ctx, svc.ID)
+		if err != nil {
 			return err
+		}
+		if now.Live != job { // a deployment or rollback went live: all of its instances are news
+			job, index = now.Live, 0
 		}
 	}
 }
 
 // maxTail is so many lines that it is all of a log that begins now.
 const maxTail = 10_000
-
-// live gives the job to follow: a deployment or rollback may have changed it. Its instances
-// are all seen anew then.
-func (m *merger) live(ctx context.Context, svc leapcell.Service, job string) (string, error) {
-	now, err := m.d.cfg.Store.Service(ctx, svc.ID)
-	if err != nil {
-		return job, err
-	}
-	return now.Live, nil
-}
 
 // readable are the allocations whose logs are shown: those that run, and the last that
 // stopped; the oldest first.
