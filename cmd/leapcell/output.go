@@ -72,17 +72,37 @@ var nextStep = map[leapcell.Code]string{
 	leapcell.CodeStartFailed:      "`leapcell logs SERVICE` has what is known; `leapcell status` shows the parts of the platform",
 }
 
-// errorText is what the user sees of an error: what happened, and what to do next.
-func errorText(err error) string {
-	text := "Error: " + err.Error() + "\n"
+// shown is what may be shown of an error, its code, and what to do about it.
+func shown(err error) (text string, code leapcell.Code, next string) {
+	text, code = err.Error(), leapcell.ErrorCode(err)
 	if top, ok := err.(*leapcell.Error); ok { //nolint:errorlint // below the top, what wraps it says more
-		text = "Error: " + top.Message + "\n"
+		text = top.Message
 	}
 	var e *leapcell.Error
-	if errors.As(err, &e) {
-		if next := nextStep[e.Code]; next != "" {
-			text += "Next:  " + next + "\n"
-		}
+	if !errors.As(err, &e) {
+		return text, leapcell.CodeInvalid, "" // of the command line itself, or of this machine: it says all
+	}
+	return text, code, nextStep[code]
+}
+
+// errorText is what the user sees of an error: what happened, and what to do next.
+func errorText(err error) string {
+	text, _, next := shown(err)
+	text = "Error: " + text + "\n"
+	if next != "" {
+		text += "Next:  " + next + "\n"
 	}
 	return text
+}
+
+// errorJSON is the same for programs, on one line.
+func errorJSON(err error) string {
+	var e struct {
+		Code    leapcell.Code `json:"code"`
+		Message string        `json:"message"`
+		Next    string        `json:"next,omitempty"`
+	}
+	e.Message, e.Code, e.Next = shown(err)
+	b, _ := json.Marshal(e) // strings only: it cannot fail
+	return string(b)
 }

@@ -177,6 +177,30 @@ func (a *app) statusCommand() *cobra.Command {
 	}
 }
 
+func (a *app) toolsCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "tools", Short: "Find Nomad and Vault on this machine, or build them", Args: cobra.NoArgs,
+		Long:    "Does the longest part of up beforehand: finds Nomad and Vault on PATH, or builds the pinned versions beside this program.",
+		Example: "  leapcell tools",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, _, err := platform.LoadConfig(a.platformDir())
+			if err != nil {
+				return err
+			}
+			cfg.Environ, cfg.Out = a.environ, a.err
+			p, err := platform.New(cfg)
+			if err != nil {
+				return err
+			}
+			nomad, vault, err := p.Tools(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.show(map[string]string{"nomad": nomad, "vault": vault}, []string{"nomad", nomad}, []string{"vault", vault})
+		},
+	}
+}
+
 func (a *app) status(ctx context.Context, p *platform.Platform) error {
 	report := struct {
 		platform.Report

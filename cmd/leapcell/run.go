@@ -42,11 +42,15 @@ func run(ctx context.Context, args, environ []string, stdin io.Reader, stdout, s
 		return 0
 	}
 	var silent *exitError
-	if !errors.As(err, &silent) {
-		fmt.Fprint(stderr, errorText(err))
-		return 1
+	if errors.As(err, &silent) {
+		return silent.code
 	}
-	return silent.code
+	if a.output == "json" {
+		fmt.Fprintln(stderr, errorJSON(err))
+	} else {
+		fmt.Fprint(stderr, errorText(err))
+	}
+	return 1
 }
 
 // exitError ends the program after all has been said.
@@ -80,7 +84,7 @@ func (a *app) command() *cobra.Command {
 
 	root.AddGroup(&cobra.Group{ID: "platform", Title: "The platform on this machine:"},
 		&cobra.Group{ID: "service", Title: "Services:"})
-	for _, c := range []*cobra.Command{a.upCommand(), a.downCommand(), a.statusCommand()} {
+	for _, c := range []*cobra.Command{a.upCommand(), a.downCommand(), a.statusCommand(), a.toolsCommand()} {
 		c.GroupID = "platform"
 		root.AddCommand(c)
 	}

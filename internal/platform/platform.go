@@ -72,6 +72,20 @@ func (p *Platform) UpBase(ctx context.Context) error {
 	})
 }
 
+// Tools finds Nomad and Vault, or builds them, and gives their paths.
+func (p *Platform) Tools(ctx context.Context) (nomad, vault string, err error) {
+	lines := &progress{out: p.cfg.Out}
+	for i, s := range []Step{
+		{Title: "Nomad: program", Run: p.findNomad},
+		{Title: "Vault: program", Run: p.findVault},
+	} {
+		if err := lines.run(ctx, i+1, 2, s); err != nil {
+			return "", "", err
+		}
+	}
+	return p.nomadBin, p.vaultBin, nil
+}
+
 func (p *Platform) steps(ctx context.Context, steps []Step) error {
 	if err := os.MkdirAll(p.cfg.StateDir, 0o755); err != nil {
 		return fmt.Errorf("making the state folder: %w", err)

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -229,8 +230,9 @@ func bootID() string {
 	return strings.TrimSpace(string(b))
 }
 
-// marked finds the living processes that belong to the platform in stateDir by the mark in
-// their environment, ourselves excepted.
+// marked finds the living processes that belong to the platform in stateDir: by the mark in
+// their environment or, as a supervisor starts with an empty one, by being a program of ours
+// with an argument in that folder. We ourselves are excepted.
 func marked(stateDir string) []record {
 	want := []byte(markVariable + "=" + stateDir)
 	entries, err := os.ReadDir("/proc")
@@ -244,7 +246,7 @@ func marked(stateDir string) []record {
 			continue
 		}
 		env, err := os.ReadFile(filepath.Join("/proc", e.Name(), "environ"))
-		if err != nil || !hasLine(env, want) {
+		if err != nil || !hasLine(env, want) && !worksIn(pid, stateDir) {
 			continue
 		}
 		r := record{PID: pid, Boot: bootID()}
@@ -254,6 +256,20 @@ func marked(stateDir string) []record {
 		}
 	}
 	return found
+}
+
+var programs = []string{"vault", "nomad", controlName, edgeName, "nomad-driver-leapcell"}
+
+func worksIn(pid int, stateDir string) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	args := strings.Split(string(b), "\x00")
+	if err != nil || !slices.Contains(programs, filepath.Base(args[0])) {
+		return false
+	}
+	return slices.ContainsFunc(args[1:], func(arg string) bool {
+		_, value, _ := strings.Cut(arg, "=")
+		return arg == stateDir || strings.HasPrefix(arg, stateDir+"/") || strings.HasPrefix(value, stateDir+"/")
+	})
 }
 
 // hasLine looks for one entry in a block of zero-terminated ones.

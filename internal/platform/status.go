@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 )
 
@@ -57,6 +58,9 @@ func (p *Platform) part(ctx context.Context, name, addr, health string, want200 
 	part.Running, part.PID = true, r.PID
 	if err := answers(ctx, addr+health, want200); err != nil {
 		part.Detail = err.Error()
+		if strings.Contains(part.Detail, `"sealed":true`) {
+			part.Detail = "is sealed"
+		}
 		part.Advice = "look into " + p.cfg.LogFile(name) + ", then run `leapcell up`"
 		if name == "vault" {
 			part.Advice = "run `leapcell up`: it unseals Vault; its log is " + p.cfg.LogFile(name)

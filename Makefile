@@ -1,0 +1,75 @@
+# The one interface to this repository; CI calls it and nothing else.
+
+GO    ?= go
+STATE ?= .leapcell
+RUN   ?= .
+BENCH ?= cold
+N     ?= 50
+FUZZTIME ?= 30s
+
+# VERSION is set once per release; a plain build says so.
+VERSION ?= dev
+PROGRAMS = leapcell leapcelld leapcell-edge nomad-driver-leapcell
+
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+up: build ## bring the platform up on this machine, deploy a sample, visit it (as root)
+	bin/leapcell up --state-dir $(STATE)
+
+down: ## stop it; nothing is left running, the data stays (make down PURGE=1: the data goes too)
+	@test -x bin/leapcell || $(MAKE) --no-print-directory build
+	bin/leapcell down --state-dir $(STATE) $(if $(PURGE),--purge)
+
+status: ## what runs of it, and what to do about what does not
+	@bin/leapcell status --state-dir $(STATE)
+
+build: ## all programs, into bin/
+	$(GO) build -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ $(PROGRAMS:%=./cmd/%)
+
+tools: build ## Nomad and Vault: found on PATH, or built from their pinned modules into bin/
+	bin/leapcell tools
+
+test: lint unit e2e ## all of it: lint, unit tests, contract and end-to-end tests (as root)
+
+check: lint unit ## what needs neither root nor a platform
+
+lint: ## formatting, vet, staticcheck, documentation that is generated
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "gofmt -w $$unformatted"; exit 1; }
+	$(GO) vet ./...
+	$(GO) build -C tools/lint -o ../../bin/staticcheck honnef.co/go/tools/cmd/staticcheck
+	bin/staticcheck ./...
+
+unit: ## unit tests, with the race detector
+	$(GO) test -race -short -timeout 10m ./...
+
+e2e: build tools ## contract and end-to-end tests on a platform of their own (as root; RUN=TestName for some)
+	$(GO) run ./test/with $(GO) test -count=1 -p 1 -timeout 30m -run '$(RUN)' ./test/contract ./test/e2e
+
+contract: build tools ## only the runtime contract, one test a clause (RUN=TestMust_FS)
+	$(GO) run ./test/with $(GO) test -count=1 -v -timeout 20m -run '$(RUN)' ./test/contract
+
+bench: build tools ## benchmarks (BENCH=cold, idle or start; N=50)
+ifeq ($(BENCH),start)
+	$(GO) test -run '^$$' -bench . -benchtime $(N)x ./driver/cell
+else
+	$(GO) run ./test/bench -bench $(BENCH:idle=resume) -n $(N)
+endif
+
+fuzz: ## each fuzz target for a while (FUZZTIME=30s)
+	@for pkg in $$($(GO) list ./...); do \
+		for target in $$($(GO) test -list '^Fuzz' $$pkg | grep ^Fuzz); do \
+			echo "$$pkg $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
+		done; \
+	done
+
+docs: ## regenerate what is generated
+	$(GO) test ./cmd/leapcell -run TestReference -update
+
+clean: ## remove what was built
+	rm -rf bin
+
+.PHONY: help up down status build tools test check lint unit e2e contract bench fuzz docs clean
