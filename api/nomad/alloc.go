@@ -1,9 +1,11 @@
 package nomad
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -99,4 +101,31 @@ func (c *Client) Instances(ctx context.Context, service string) ([]leapcell.Inst
 		}
 	}
 	return instances, nil
+}
+
+// StopAlloc ends one allocation; Nomad starts another in its place while the job's count
+// asks for it. One that is not known gives [leapcell.CodeNotFound].
+func (c *Client) StopAlloc(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	_, err := c.api.Allocations().Stop(&api.Allocation{ID: id}, c.query(ctx))
+	return c.wrap(err, "stop allocation "+id)
+}
+
+// FailedPlacement says why Nomad's last attempt found no node for all instances of the job;
+// nil when it found one for each, or has not tried yet.
+func (c *Client) FailedPlacement(ctx context.Context, job string) (*api.AllocationMetric, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	evals, _, err := c.api.Jobs().Evaluations(job, c.query(ctx))
+	if err != nil {
+		return nil, c.wrap(err, "list the evaluations of job "+job)
+	}
+	slices.SortFunc(evals, func(a, b *api.Evaluation) int { return cmp.Compare(b.CreateIndex, a.CreateIndex) })
+	for _, e := range evals {
+		if e.Status == api.EvalStatusComplete {
+			return e.FailedTGAllocs[leapcell.Group], nil
+		}
+	}
+	return nil, nil
 }

@@ -172,6 +172,7 @@ func TestRealNomad(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Run("Jobs", func(t *testing.T) { testJobs(t, c) })
+	t.Run("NoRoom", func(t *testing.T) { testNoRoom(t, c) })
 	t.Run("Variables", func(t *testing.T) { testVariables(t, c) })
 	t.Run("WrongNamespace", func(t *testing.T) {
 		other, err := New(Config{Address: c.cfg.Address, Namespace: "nothing"})
@@ -207,6 +208,18 @@ func testJobs(t *testing.T, c *Client) {
 		}
 	}
 	t.Run("Logs", func(t *testing.T) { testLogs(t, c, allocs[0].ID) })
+	if err := c.StopAlloc(ctx, allocs[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, c, id, func(now []*api.AllocationListStub) bool { // another one takes its place
+		for _, a := range now {
+			if a.ID != allocs[0].ID && a.ClientStatus == api.AllocClientStatusRunning {
+				return true
+			}
+		}
+		return false
+	})
+	wantCode(t, c.StopAlloc(ctx, "00000000-0000-0000-0000-000000000000"), leapcell.CodeNotFound)
 	if err := c.Scale(ctx, id, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -259,6 +272,31 @@ func testLogs(t *testing.T, c *Client, alloc string) {
 	o.AllocID = "00000000-0000-0000-0000-000000000000"
 	_, err = c.Logs(t.Context(), o)
 	wantCode(t, err, leapcell.CodeNotFound)
+}
+
+func testNoRoom(t *testing.T, c *Client) {
+	ctx := t.Context()
+	const id = "huge-1"
+	if m, err := c.FailedPlacement(ctx, id); err != nil || m != nil {
+		t.Errorf("of a job that is not there: %v, %v", m, err)
+	}
+	huge := job(id)
+	huge.TaskGroups[0].Tasks[0].Resources.MemoryMB = new(1 << 30)
+	if err := c.Register(ctx, huge); err != nil {
+		t.Fatal(err)
+	}
+	var m *api.AllocationMetric
+	for err := error(nil); m == nil; { // Nomad evaluates the job in the background
+		if m, err = c.FailedPlacement(ctx, id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if m.DimensionExhausted["memory"] == 0 {
+		t.Errorf("no memory is not the reason: %+v", m)
+	}
+	if err := c.Stop(ctx, id, true); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func testVariables(t *testing.T, c *Client) {

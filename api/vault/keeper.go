@@ -14,18 +14,24 @@ import (
 	"github.com/leapcell/leapcell/api/store"
 )
 
-// retryAfter is how soon what failed is tried again.
-const retryAfter = 5 * time.Second
+const (
+	// retryAfter is how soon what failed is tried again.
+	retryAfter = 5 * time.Second
+	// tellAgain is how long a change may be under way before the deployer is told again: it
+	// is longer than the longest drain.
+	tellAgain = 20 * time.Minute
+	// lookAgain is how often that is looked at.
+	lookAgain = time.Minute
+)
 
-// Store keeps sealed environments. SetEnv makes a new version; a version is pending until
-// EnvApplied was called for it.
+// Store keeps sealed environments. SetEnv makes a new version; it is pending until every
+// running instance has it.
 type Store interface {
 	Services(ctx context.Context) ([]leapcell.Service, error)
 	Service(ctx context.Context, nameOrID string) (leapcell.Service, error)
 	Env(ctx context.Context, serviceID string) (leapcell.SealedEnv, error)
 	SetEnv(ctx context.Context, serviceID string, change store.EnvChange) (leapcell.SealedEnv, error)
 	EnvPending(ctx context.Context) ([]string, error)
-	EnvApplied(ctx context.Context, serviceID string, version int) error
 }
 
 // Variables are Nomad's variables. Variable gives [leapcell.CodeNotFound] for one that is
@@ -47,15 +53,16 @@ type KeeperConfig struct {
 	Store     Store
 	Variables Variables
 	Sealer    Sealing
-	// Changed brings a new environment to the running instances of a service, by replacing
-	// them. It may be called more often than needed.
+	// Changed has a new environment brought to the running instances of a service. It
+	// returns at once; whoever does it notes the version as applied in the store.
 	Changed func(ctx context.Context, svc leapcell.Service) error
 	Log     *slog.Logger
 }
 
 // Keeper brings environments from the API to where instances read them:
 //
-//	seal in Vault ─► store ─► Nomad variable ─► running instances are replaced ─► applied
+//	seal in Vault ─► store ─► Nomad variable ─► Changed: the deployer replaces running
+//	                                            instances and notes the version as applied
 //
 // From the store on everything can be repeated. [Keeper.Run] does so after a restart and
 // after failures, so that a kill -9 anywhere heals.
@@ -66,8 +73,14 @@ type Keeper struct {
 	mu    sync.Mutex
 	locks map[string]*sync.Mutex // by service: one writer of its variable at a time
 	gone  map[string]bool        // services that are being deleted
-	busy  map[string]bool        // services that have a worker
 	sick  map[string]bool        // services whose last try failed: logged once
+	told  map[string]told        // services of whose change the deployer knows
+}
+
+// told says which version the deployer was told of, and when.
+type told struct {
+	version int
+	at      time.Time
 }
 
 // NewKeeper makes a keeper. Run it.
@@ -77,7 +90,7 @@ func NewKeeper(cfg KeeperConfig) *Keeper {
 	}
 	return &Keeper{
 		cfg: cfg, kick: make(chan struct{}, 1), locks: map[string]*sync.Mutex{},
-		gone: map[string]bool{}, busy: map[string]bool{}, sick: map[string]bool{},
+		gone: map[string]bool{}, sick: map[string]bool{}, told: map[string]told{},
 	}
 }
 
@@ -160,8 +173,8 @@ func (k *Keeper) publish(ctx context.Context, serviceID string) error {
 // Run brings every change to the running instances, until ctx ends. At first it makes all
 // variables what the store says.
 func (k *Keeper) Run(ctx context.Context) {
-	var workers sync.WaitGroup
-	defer workers.Wait()
+	look := time.NewTicker(lookAgain)
+	defer look.Stop()
 	k.wake()
 	checked := false
 	for {
@@ -169,15 +182,16 @@ func (k *Keeper) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-k.kick:
+		case <-look.C:
 		}
-		err := k.startWorkers(ctx, &workers)
-		if err == nil && !checked {
-			err = k.publishAll(ctx)
-			checked = err == nil
+		failed := k.applyPending(ctx)
+		if !checked {
+			err := k.publishAll(ctx)
+			k.noteResult("", err)
+			checked, failed = err == nil, failed || err != nil
 		}
-		k.noteResult("", err)
-		if err != nil {
-			k.wakeLater()
+		if failed {
+			time.AfterFunc(retryAfter, k.wake)
 		}
 	}
 }
@@ -195,39 +209,25 @@ func (k *Keeper) publishAll(ctx context.Context) error {
 	return nil
 }
 
-// startWorkers starts one worker for each service with something pending that has none.
-func (k *Keeper) startWorkers(ctx context.Context, workers *sync.WaitGroup) error {
+// applyPending applies every change that is not in effect, and reports whether one failed.
+func (k *Keeper) applyPending(ctx context.Context) (failed bool) {
 	pending, err := k.cfg.Store.EnvPending(ctx)
 	if err != nil {
-		return err
+		k.noteResult("", err)
+		return true
 	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
 	for _, id := range pending {
-		if k.busy[id] || k.gone[id] {
-			continue
-		}
-		k.busy[id] = true
-		workers.Go(func() {
-			err := k.apply(ctx, id)
-			k.mu.Lock()
-			delete(k.busy, id)
-			k.mu.Unlock()
-			k.noteResult(id, err)
-			if err != nil {
-				k.wakeLater()
-				return
-			}
-			k.wake() // there may be a newer version by now
-		})
+		err := k.apply(ctx, id)
+		k.noteResult(id, err)
+		failed = failed || err != nil
 	}
-	return nil
+	return failed
 }
 
-// apply publishes the newest version and replaces the instances that have an older one.
+// apply publishes the newest version and tells the deployer of it.
 func (k *Keeper) apply(ctx context.Context, serviceID string) error {
 	env, err := k.cfg.Store.Env(ctx, serviceID)
-	if err != nil {
+	if err != nil || k.wasTold(serviceID, env.Version) {
 		return err
 	}
 	if err := k.publish(ctx, serviceID); err != nil {
@@ -243,7 +243,17 @@ func (k *Keeper) apply(ctx context.Context, serviceID string) error {
 	if err := k.cfg.Changed(ctx, svc); err != nil {
 		return err
 	}
-	return k.cfg.Store.EnvApplied(ctx, serviceID, env.Version)
+	k.mu.Lock()
+	k.told[serviceID] = told{env.Version, time.Now()}
+	k.mu.Unlock()
+	return nil
+}
+
+func (k *Keeper) wasTold(serviceID string, version int) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	t := k.told[serviceID]
+	return t.version == version && time.Since(t.at) < tellAgain
 }
 
 // noteResult logs when a service's environment starts to fail and when it works again.
@@ -271,8 +281,6 @@ func (k *Keeper) wake() {
 	default: // it is awake already
 	}
 }
-
-func (k *Keeper) wakeLater() { time.AfterFunc(retryAfter, k.wake) }
 
 func (k *Keeper) isGone(serviceID string) bool {
 	k.mu.Lock()

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/leapcell/leapcell"
 	"github.com/leapcell/leapcell/api/store"
@@ -17,11 +16,13 @@ import (
 
 // fakeParts stands in for Vault, Nomad and the deployer.
 type fakeParts struct {
+	store   *store.Store
 	mu      sync.Mutex
 	vars    map[string]string
 	down    error // Nomad's
 	changed chan string
-	fail    error // of the next replacement
+	slow    chan struct{} // set: the deployer takes its time until applied
+	fail    error         // of the next replacement
 	shred   []string
 }
 
@@ -72,8 +73,12 @@ func (f *fakeParts) Changed(ctx context.Context, svc leapcell.Service) error {
 	err := f.fail
 	f.fail = nil
 	f.mu.Unlock()
+	env, envErr := f.store.Env(ctx, svc.ID)
+	if err = errors.Join(err, envErr); err == nil && f.slow == nil {
+		err = f.store.EnvApplied(ctx, svc.ID, env.Version)
+	}
 	select {
-	case f.changed <- svc.Name:
+	case f.changed <- fmt.Sprintf("%s %d", svc.Name, env.Version):
 		return err
 	case <-ctx.Done():
 		return ctx.Err()
@@ -108,7 +113,7 @@ func newKeeper(t *testing.T) (*Keeper, *fakeParts, *store.Store, leapcell.Servic
 	if err := st.CreateService(t.Context(), svc); err != nil {
 		t.Fatal(err)
 	}
-	f := &fakeParts{vars: map[string]string{}, changed: make(chan string)}
+	f := &fakeParts{store: st, vars: map[string]string{}, changed: make(chan string)}
 	return NewKeeper(KeeperConfig{Store: st, Variables: f, Sealer: f, Changed: f.Changed}), f, st, svc
 }
 
@@ -120,26 +125,8 @@ func run(t *testing.T, k *Keeper) (stop func()) {
 	return func() { cancel(); <-done }
 }
 
-// untilApplied waits until nothing is pending any more.
-func untilApplied(t *testing.T, k *Keeper, st *store.Store) {
-	t.Helper()
-	for t.Context().Err() == nil {
-		pending, err := st.EnvPending(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		k.mu.Lock()
-		idle := len(k.busy) == 0
-		k.mu.Unlock()
-		if len(pending) == 0 && idle {
-			return
-		}
-		time.Sleep(time.Millisecond)
-	}
-}
-
 func TestSetEnvReachesInstances(t *testing.T) {
-	k, f, st, svc := newKeeper(t)
+	k, f, _, svc := newKeeper(t)
 	defer run(t, k)()
 	env, err := k.SetEnv(t.Context(), svc, map[string]string{"KEY": "hunter2"}, nil)
 	if err != nil || env.Version != 1 {
@@ -149,10 +136,40 @@ func TestSetEnvReachesInstances(t *testing.T) {
 	if got := f.variable(t, svc.ID); got.Version != 1 || got.Values["KEY"] != "vault:v1:python-default-abcdefgh:7" {
 		t.Errorf("variable is %+v", got)
 	}
-	if got := <-f.changed; got != "python" {
+	if got := <-f.changed; got != "python 1" {
 		t.Errorf("replaced the instances of %s", got)
 	}
-	untilApplied(t, k, st)
+	if _, err := k.SetEnv(t.Context(), svc, map[string]string{"KEY": "other"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-f.changed; got != "python 2" {
+		t.Errorf("then replaced the instances of %s", got)
+	}
+}
+
+// TestDeployerIsToldOnce: while the deployer is at work, further looks do not start it again.
+func TestDeployerIsToldOnce(t *testing.T) {
+	k, f, _, svc := newKeeper(t)
+	f.slow = make(chan struct{})
+	f.changed = make(chan string, 100)
+	if _, err := k.SetEnv(t.Context(), svc, map[string]string{"A": "v"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		if k.applyPending(t.Context()) {
+			t.Fatal("failed")
+		}
+	}
+	if n := len(f.changed); n != 1 {
+		t.Errorf("told %d times", n)
+	}
+	if _, err := k.SetEnv(t.Context(), svc, map[string]string{"A": "w"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	k.applyPending(t.Context())
+	if n := len(f.changed); n != 2 {
+		t.Errorf("told %d times after another change", n)
+	}
 }
 
 func TestSetEnvRefuses(t *testing.T) {
@@ -187,7 +204,6 @@ func TestHealsAfterKill(t *testing.T) {
 	k := NewKeeper(KeeperConfig{Store: st, Variables: f, Sealer: f, Changed: f.Changed})
 	stop := run(t, k)
 	<-f.changed
-	untilApplied(t, k, st)
 	stop()
 	if got := f.variable(t, svc.ID); got.Version != 1 {
 		t.Errorf("variable is %+v", got)
@@ -206,14 +222,13 @@ func TestHealsAfterKill(t *testing.T) {
 }
 
 func TestNomadAwayIsSaidAndMadeUpFor(t *testing.T) {
-	k, f, st, svc := newKeeper(t)
+	k, f, _, svc := newKeeper(t)
 	f.set(leapcell.Errorf(leapcell.CodeUnavailable, "Nomad at x does not answer"), nil)
 	_, err := k.SetEnv(t.Context(), svc, map[string]string{"A": "v"}, nil)
 	wantCode(t, err, leapcell.CodeUnavailable, "stored", "Nomad at x")
 	f.set(nil, nil)
 	defer run(t, k)()
 	<-f.changed
-	untilApplied(t, k, st)
 	if got := f.variable(t, svc.ID); got.Version != 1 {
 		t.Errorf("variable is %+v", got)
 	}
@@ -232,7 +247,6 @@ func TestFailedReplacementIsRepeated(t *testing.T) {
 	}
 	k.wake() // as the timer would
 	<-f.changed
-	untilApplied(t, k, st)
 }
 
 func TestCleanIsFinal(t *testing.T) {
