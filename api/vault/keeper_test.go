@@ -163,7 +163,7 @@ func TestDeployerIsToldOnce(t *testing.T) {
 	if n := len(f.changed); n != 1 {
 		t.Errorf("told %d times", n)
 	}
-	if _, err := k.SetEnv(t.Context(), svc, map[string]string{"A": "w"}, nil); err != nil {
+	if _, err := k.SetEnv(t.Context(), svc, map[string]string{"A": "longer"}, nil); err != nil {
 		t.Fatal(err)
 	}
 	k.applyPending(t.Context())
