@@ -58,8 +58,8 @@ func (r StartRequest) validate() error {
 		return invalid("the task has no port labelled %q: the gate listens there", leapcell.PortLabel)
 	case !build && (c.Port < 0 || c.Port > 65535):
 		return invalid("port is %d: it must be from 1 to 65535", c.Port)
-	case build && (c.Command == "" || c.Output == "" || c.StartCommand == "" || c.ServiceID == ""):
-		return invalid("mode build needs command, output, start_command and service_id")
+	case build && (c.Output == "" || c.StartCommand == "" || c.ServiceID == ""):
+		return invalid("mode build needs output, start_command and service_id")
 	case r.MemoryMB <= 0:
 		return invalid("memory is %d MB: it must be positive", r.MemoryMB)
 	}
@@ -150,6 +150,14 @@ type Health struct {
 
 // ErrNotFound is returned for a task that the supervisor does not know.
 var ErrNotFound = errors.New("no such task")
+
+// describe is the text of err for a task's owner.
+func describe(err error) string {
+	if leapcell.ErrorCode(err) == leapcell.CodeInternal {
+		return err.Error()
+	}
+	return leapcell.ErrorMessage(err)
+}
 
 // The seams to the packages below; wire.go has the real ones.
 

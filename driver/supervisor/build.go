@@ -63,7 +63,7 @@ func (t *task) runBuild(ctx context.Context) Exit {
 func (t *task) runCommand(ctx context.Context, scratch string) (*image.Image, *Exit) {
 	failed := func(err error) (*image.Image, *Exit) {
 		t.log.Error("build could not run", "error", err)
-		return nil, &Exit{Code: 1, Message: leapcell.ErrorMessage(err)}
+		return nil, &Exit{Code: 1, Message: describe(err)}
 	}
 	img, _, err := t.gather(ctx)
 	if err != nil {
@@ -76,7 +76,7 @@ func (t *task) runCommand(ctx context.Context, scratch string) (*image.Image, *E
 		}
 	}
 	if err := t.sup.images.MountWritable(img, rootfs, scratch); err != nil {
-		return failed(leapcell.Wrap(leapcell.CodeStartFailed, err, "the image could not be mounted: "+err.Error()))
+		return failed(leapcell.Wrap(leapcell.CodeStartFailed, err, "the image could not be mounted: "+describe(err)))
 	}
 	t.mu.Lock()
 	t.mounted = true
@@ -89,7 +89,7 @@ func (t *task) runCommand(ctx context.Context, scratch string) (*image.Image, *E
 	}
 	c, err := t.sup.cells.Start(ctx, cfg)
 	if err != nil {
-		return failed(leapcell.Wrap(leapcell.CodeStartFailed, err, "the build sandbox could not be started: "+err.Error()))
+		return failed(leapcell.Wrap(leapcell.CodeStartFailed, err, "the build sandbox could not be started: "+describe(err)))
 	}
 	if !t.adoptCell(c) {
 		return failed(leapcell.Errorf(leapcell.CodeCancelled, "the build was stopped"))
@@ -131,7 +131,7 @@ func (t *task) publish(ctx context.Context, base *image.Image, scratch string) *
 	digest, size, err := t.sup.images.Commit(ctx, base, result, t.req.Config.Output, t.phase)
 	if err != nil {
 		t.log.Error("build result could not be published", "error", err)
-		return &Exit{Code: 1, Message: "the image could not be published: " + leapcell.ErrorMessage(diskError(err))}
+		return &Exit{Code: 1, Message: "the image could not be published: " + describe(diskError(err))}
 	}
 	t.logs.say("image %s, %.1f MB", digest, float64(size)/1e6)
 	return &Exit{Message: "image " + digest}
@@ -183,9 +183,6 @@ func (s *Supervisor) diskFull() bool {
 func diskError(err error) error {
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		return leapcell.Wrap(leapcell.CodeUnavailable, err, "no space left on the node's disk")
-	}
-	if leapcell.ErrorCode(err) == leapcell.CodeInternal {
-		return leapcell.Wrap(leapcell.CodeBuildFailed, err, err.Error())
 	}
 	return err
 }

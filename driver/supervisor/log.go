@@ -20,7 +20,7 @@ import (
 // allocation's alloc/logs, the highest number being the newest.
 const (
 	logFileSize = 10 << 20
-	logFiles    = 10
+	logFiles    = 2 // of each output: what the disk space of an allocation is reckoned with
 )
 
 // rotator writes to the newest file of a series and begins a new one when it is full.

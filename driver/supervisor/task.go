@@ -103,7 +103,7 @@ func (t *task) run(ctx context.Context) {
 // runApp starts the app and stays with it until it is gone.
 func (t *task) runApp(ctx context.Context) Exit {
 	if err := t.launch(ctx); err != nil {
-		message := leapcell.ErrorMessage(err)
+		message := describe(err)
 		if t.isStopping() {
 			return Exit{Code: 0, Message: "stopped before it was started"}
 		}
@@ -130,7 +130,7 @@ func (t *task) launch(ctx context.Context) error {
 		err = t.sup.images.Mount(img, rootfs)
 	}
 	if err != nil {
-		return leapcell.Wrap(leapcell.CodeStartFailed, err, "the image could not be mounted")
+		return leapcell.Wrap(leapcell.CodeStartFailed, err, "the image could not be mounted: "+describe(err))
 	}
 	t.mu.Lock()
 	t.mounted = true
@@ -143,7 +143,7 @@ func (t *task) launch(ctx context.Context) error {
 	}
 	c, err := t.sup.cells.Start(ctx, cfg)
 	if err != nil {
-		return leapcell.Wrap(leapcell.CodeStartFailed, err, "the sandbox could not be started: "+err.Error())
+		return leapcell.Wrap(leapcell.CodeStartFailed, err, "the sandbox could not be started: "+describe(err))
 	}
 	if !t.adoptCell(c) {
 		return leapcell.Errorf(leapcell.CodeCancelled, "stopped while it was starting")
@@ -172,7 +172,7 @@ func (t *task) gather(ctx context.Context) (img *image.Image, env map[string]str
 		begin := time.Now()
 		img, err = t.sup.images.Pull(ctx, t.req.Config.Image)
 		if err != nil {
-			return leapcell.Wrap(leapcell.CodeStartFailed, err, "the image could not be pulled: "+err.Error())
+			return leapcell.Wrap(leapcell.CodeStartFailed, err, "the image could not be pulled: "+describe(err))
 		}
 		if took := time.Since(begin); took > 50*time.Millisecond {
 			t.event(nil, "image pulled in %s", took.Round(time.Millisecond))
@@ -186,7 +186,7 @@ func (t *task) gather(ctx context.Context) (img *image.Image, env map[string]str
 	group.Go(func() error {
 		ns, err := t.sup.networks.Get(ctx)
 		if err != nil {
-			return leapcell.Wrap(leapcell.CodeStartFailed, err, "no network namespace could be made")
+			return leapcell.Wrap(leapcell.CodeStartFailed, err, "no network namespace could be made: "+describe(err))
 		}
 		t.mu.Lock()
 		t.netns = ns
