@@ -1,0 +1,298 @@
+package wake
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+
+	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/api/nomad"
+	"github.com/leapcell/leapcell/jobs"
+)
+
+const (
+	// edgeSilence is how long an edge may say nothing until it is forgotten, with its load.
+	edgeSilence = 15 * time.Second
+	// routesAge is how old the list of live deployments may get; routesPause is the least
+	// time between two readings of it.
+	routesAge   = 30 * time.Second
+	routesPause = time.Second
+	// retryPause is the wait after Nomad did not answer.
+	retryPause = time.Second
+	// never is longer than anything.
+	never = 365 * 24 * time.Hour
+)
+
+// Store tells which deployments are live.
+type Store interface {
+	Services(ctx context.Context) ([]leapcell.Service, error)
+	Service(ctx context.Context, nameOrID string) (leapcell.Service, error)
+	Deployment(ctx context.Context, id string) (leapcell.Deployment, error)
+}
+
+// Nomad runs the instances.
+type Nomad interface {
+	Job(ctx context.Context, id string) (*api.Job, error)
+	Scale(ctx context.Context, job string, n int) error
+	// WaitAllAllocs waits for allocations newer than index; 0 does not wait.
+	WaitAllAllocs(ctx context.Context, index uint64) ([]*api.AllocationListStub, uint64, error)
+}
+
+// Config is what [New] needs to know.
+type Config struct {
+	Namespace string
+	Store     Store
+	Nomad     Nomad
+	Log       *slog.Logger
+}
+
+// Scaler sizes live deployments. Report is safe for concurrent use; Run is called once.
+type Scaler struct {
+	cfg  Config
+	news chan struct{} // of one: something changed
+
+	mu     sync.Mutex
+	edges  map[string]*edge
+	counts map[string]int // instances that Nomad wants, by deployment
+
+	// Of Run alone.
+	services map[string]*watched // by deployment
+	readAt   time.Time           // of the live deployments
+	unknown  bool                // a deployment was seen that is not among them
+}
+
+// edge is what one edge said last.
+type edge struct {
+	at       time.Time
+	services map[string]leapcell.EdgeService // by deployment
+}
+
+// New makes a scaler; it does nothing until Run.
+func New(cfg Config) *Scaler {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Scaler{
+		cfg: cfg, news: make(chan struct{}, 1),
+		edges: map[string]*edge{}, counts: map[string]int{}, services: map[string]*watched{},
+	}
+}
+
+// Report takes what an edge sees. It does not block.
+func (s *Scaler) Report(r leapcell.EdgeReport) {
+	e := &edge{at: time.Now(), services: make(map[string]leapcell.EdgeService, len(r.Services))}
+	for _, svc := range r.Services {
+		e.services[svc.Deployment] = svc
+	}
+	s.mu.Lock()
+	if old, ok := s.edges[r.Edge]; ok {
+		// A report names what changed; what it leaves out is as it was.
+		for id, svc := range old.services {
+			if _, ok := e.services[id]; !ok {
+				e.services[id] = svc
+			}
+		}
+	}
+	s.edges[r.Edge] = e
+	s.mu.Unlock()
+	s.wake()
+}
+
+func (s *Scaler) wake() {
+	select {
+	case s.news <- struct{}{}:
+	default:
+	}
+}
+
+// Run scales until ctx ends.
+func (s *Scaler) Run(ctx context.Context) error {
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	watching.Go(func() { s.watchCounts(ctx) })
+	for {
+		pause := s.round(ctx)
+		timer := time.NewTimer(pause)
+		select {
+		case <-s.news:
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		}
+		timer.Stop()
+	}
+}
+
+// watchCounts keeps the number of instances of each deployment.
+func (s *Scaler) watchCounts(ctx context.Context) {
+	var index uint64
+	for ctx.Err() == nil {
+		allocs, next, err := s.cfg.Nomad.WaitAllAllocs(ctx, index)
+		if err != nil {
+			if !errors.Is(err, context.Canceled) && index != 0 {
+				s.cfg.Log.Warn("scaler: allocations are not known", "err", err)
+				index = 0 // said once, and begun anew
+			}
+			select {
+			case <-time.After(retryPause):
+			case <-ctx.Done():
+			}
+			continue
+		}
+		index = next
+		counts := map[string]int{}
+		for _, a := range allocs {
+			if nomad.Running(a) {
+				counts[a.JobID]++
+			}
+		}
+		s.mu.Lock()
+		s.counts = counts
+		s.mu.Unlock()
+		s.wake()
+	}
+}
+
+// round looks at all live deployments and gives the time until it must look again even if
+// nothing happens.
+func (s *Scaler) round(ctx context.Context) time.Duration {
+	now := time.Now()
+	again := s.forgetEdges(now)
+	if now.Sub(s.readAt) > routesAge || s.unknown && now.Sub(s.readAt) > routesPause {
+		if err := s.readLive(ctx, now); err != nil && ctx.Err() == nil {
+			s.cfg.Log.Error("scaler: live deployments are not known", "err", err)
+		}
+	}
+	s.observe(now)
+	for _, w := range s.services {
+		again = min(again, s.size(ctx, now, w))
+	}
+	if s.unknown {
+		again = min(again, routesPause)
+	}
+	return max(min(again, routesAge), time.Millisecond)
+}
+
+// forgetEdges drops silent edges and gives the time until the next may be one.
+func (s *Scaler) forgetEdges(now time.Time) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next := never
+	for id, e := range s.edges {
+		left := edgeSilence - now.Sub(e.at)
+		if left <= 0 {
+			delete(s.edges, id)
+			s.cfg.Log.Warn("scaler: an edge has fallen silent", "edge", id)
+			continue
+		}
+		next = min(next, left)
+	}
+	return next
+}
+
+// readLive reads which deployments are live.
+func (s *Scaler) readLive(ctx context.Context, now time.Time) error {
+	s.readAt = now
+	all, err := s.cfg.Store.Services(ctx)
+	if err != nil {
+		return err
+	}
+	live := map[string]bool{}
+	for _, svc := range all {
+		if svc.Live == "" {
+			continue
+		}
+		live[svc.Live] = true
+		if _, ok := s.services[svc.Live]; ok {
+			continue // what a deployment is run with never changes
+		}
+		dep, err := s.cfg.Store.Deployment(ctx, svc.Live)
+		if err != nil {
+			return err
+		}
+		s.services[svc.Live] = &watched{route: jobs.Route(s.cfg.Namespace, svc, dep), traffic: now, requests: map[string]int64{}}
+	}
+	for id := range s.services {
+		if !live[id] {
+			delete(s.services, id)
+		}
+	}
+	return nil
+}
+
+// observe takes the last reports and counts into what is watched.
+func (s *Scaler) observe(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unknown = false
+	for id := range s.counts {
+		if _, ok := s.services[id]; !ok {
+			s.unknown = true
+		}
+	}
+	for id, w := range s.services {
+		load := 0
+		for name, e := range s.edges {
+			svc := e.services[id]
+			load += svc.InFlight + svc.Queued
+			w.sawRequests(now, name, svc.Requests)
+		}
+		w.edges = len(s.edges)
+		w.observe(now, s.counts[id], load)
+	}
+}
+
+// size asks the rule about one deployment and does what it says. It gives the time until
+// the rule must be asked again.
+func (s *Scaler) size(ctx context.Context, now time.Time, w *watched) time.Duration {
+	d := Decide(now, w.input(now))
+	if d.Reason == "" {
+		return w.again(now, d)
+	}
+	id := w.route.Deployment
+	err := s.apply(ctx, now, w, d)
+	if err != nil && ctx.Err() == nil && !w.failing {
+		s.cfg.Log.Error("scaler: scaling failed", "deployment", id, "count", d.Count, "err", err)
+	}
+	w.failing = err != nil
+	return retryPause // by when Nomad's answer is seen
+}
+
+// apply scales, unless what Nomad and the store say by now makes another decision.
+func (s *Scaler) apply(ctx context.Context, now time.Time, w *watched, d Decision) error {
+	id := w.route.Deployment
+	svc, err := s.cfg.Store.Service(ctx, w.route.ServiceID)
+	if err != nil {
+		return err
+	}
+	if svc.Live != id {
+		s.unknown = true // another one is live since
+		return nil
+	}
+	job, err := s.cfg.Nomad.Job(ctx, id)
+	if err != nil {
+		return err
+	}
+	in := w.input(now)
+	in.Count = jobCount(job)
+	d = Decide(now, in)
+	if d.Reason == "" || d.Count == in.Count {
+		return nil
+	}
+	s.cfg.Log.Info("scaled", "deployment", id, "service", svc.ID, "from", in.Count, "to", d.Count, "load", in.Load, "why", d.Reason)
+	return s.cfg.Nomad.Scale(ctx, id, d.Count)
+}
+
+func jobCount(job *api.Job) int {
+	for _, g := range job.TaskGroups {
+		if g.Name != nil && *g.Name == leapcell.Group && g.Count != nil {
+			return *g.Count
+		}
+	}
+	return 0
+}

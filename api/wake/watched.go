@@ -1,0 +1,77 @@
+package wake
+
+import (
+	"slices"
+	"time"
+
+	"github.com/leapcell/leapcell"
+)
+
+// watched is what is remembered of one live deployment.
+type watched struct {
+	route    leapcell.Route
+	edges    int
+	count    int
+	load     int
+	needed   int
+	traffic  time.Time
+	requests map[string]int64 // by edge
+	peaks    []peak           // of the past, within the scale-in delay
+	known    bool             // observed at least once
+	failing  bool             // the last attempt to scale failed
+}
+
+// peak is a number of instances that was needed until at.
+type peak struct {
+	at time.Time
+	n  int
+}
+
+// sawRequests takes notice of an edge's counter. One that is less than before is that of an
+// edge that was restarted.
+func (w *watched) sawRequests(now time.Time, edge string, n int64) {
+	if before, ok := w.requests[edge]; ok && n != before && n > 0 {
+		w.traffic = now
+	}
+	w.requests[edge] = n
+}
+
+func (w *watched) observe(now time.Time, count, load int) {
+	if load > 0 || w.load > 0 || count > 0 && w.count == 0 {
+		// The last is an edge's own wake-up: its report may come later.
+		w.traffic = now
+	}
+	if !w.known {
+		// As many were needed, for all we know.
+		w.known, w.needed = true, count
+	}
+	if needed := Needed(w.route, load); needed != w.needed {
+		w.peaks = append(w.peaks, peak{now, w.needed})
+		w.needed = needed
+	}
+	oldest := now.Add(-time.Duration(w.route.ScaleInDelay))
+	w.peaks = slices.DeleteFunc(w.peaks, func(p peak) bool { return !p.at.After(oldest) })
+	w.count, w.load = count, load
+}
+
+func (w *watched) input(now time.Time) Input {
+	in := Input{Route: w.route, Count: w.count, Load: w.load, Edges: w.edges, Traffic: w.traffic}
+	for _, p := range w.peaks {
+		if now.Sub(p.at) < time.Duration(w.route.ScaleInDelay) {
+			in.High = max(in.High, p.n)
+		}
+	}
+	return in
+}
+
+// again is when the rule may decide otherwise although nothing happens.
+func (w *watched) again(now time.Time, d Decision) time.Duration {
+	next := never
+	if d.Again > 0 {
+		next = d.Again
+	}
+	for _, p := range w.peaks {
+		next = min(next, time.Duration(w.route.ScaleInDelay)-now.Sub(p.at))
+	}
+	return next
+}
