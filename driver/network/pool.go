@@ -3,53 +3,292 @@ package network
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"log/slog"
-	"net"
 	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/leapcell/leapcell"
 )
 
-// Config is what a [Pool] needs to know.
-type Config struct {
-	Name        string         // of the platform; short, unique on this machine
-	Subnet      netip.Prefix   // every namespace takes four addresses of it
-	Size        int            // namespaces kept ready
-	AllowEgress []netip.Prefix // private ranges that cells may reach
-	Nameservers []netip.Addr   // empty: read from the host's resolv.conf
-	Log         *slog.Logger
-}
-
 // Pool keeps network namespaces ready.
-type Pool struct{}
+//
+//	made ─► ready ─Get─► handed out ─Put─► clean? ─► ready, else deleted
+//	left by an earlier process: occupied ─► waits for Adopt; empty ─► ready
+type Pool struct {
+	cfg     Config
+	servers []netip.Addr
+	slots   int
+	work    sync.WaitGroup // making and recycling in the background
 
-// Namespace is one network namespace with its link to the host.
-type Namespace struct {
-	Name string
-	Path string     // the bind mount that keeps it: what a runtime joins
-	Addr netip.Addr // its address inside
+	mu     sync.Mutex
+	ready  []*Namespace
+	held   map[string]*Namespace // occupied leftovers, by name
+	used   map[int]bool          // slots of all namespaces, in whatever state
+	next   int                   // where to look for a free slot: late reuse keeps late packets apart
+	making int
+	closed bool
 }
 
-// New makes the pool and the platform's nftables table.
-func New(cfg Config) (*Pool, error) { return nil, errors.ErrUnsupported }
+// New makes the platform's nftables table, turns forwarding on, takes over the namespaces that an
+// earlier process left, and starts to fill the pool.
+func New(cfg Config) (*Pool, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	p := &Pool{
+		cfg: cfg, servers: cfg.Nameservers, slots: 1 << (30 - cfg.Subnet.Bits()),
+		held: map[string]*Namespace{}, used: map[int]bool{},
+	}
+	if len(p.servers) == 0 {
+		p.servers = nameservers(cfg.Log, resolvConfs)
+	}
+	if err := enableForwarding(cfg.Log); err != nil {
+		return nil, err
+	}
+	if err := applyPolicy(cfg, p.servers); err != nil {
+		return nil, err
+	}
+	if err := p.takeOver(); err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fill()
+	return p, nil
+}
+
+const forwardSwitch = "/proc/sys/net/ipv4/ip_forward"
+
+func enableForwarding(log *slog.Logger) error {
+	text, err := os.ReadFile(forwardSwitch)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", forwardSwitch, err)
+	}
+	if strings.TrimSpace(string(text)) == "1" {
+		return nil
+	}
+	if err := os.WriteFile(forwardSwitch, []byte("1"), 0); err != nil {
+		return leapcell.Wrap(leapcell.CodeUnavailable, err, "instances cannot reach the internet: set net.ipv4.ip_forward to 1")
+	}
+	log.Info("turned on IPv4 forwarding, which was off; it stays on", "sysctl", "net.ipv4.ip_forward")
+	return nil
+}
+
+// takeOver looks through what an earlier process left.
+func (p *Pool) takeOver() error {
+	slots, err := leftovers(p.cfg.Name)
+	if err != nil {
+		return err
+	}
+	for _, slot := range slots {
+		n := place(p.cfg, slot)
+		if n.fd, err = os.Open(n.Path); err != nil {
+			return err
+		}
+		occupied, err := n.occupied()
+		switch {
+		case err == nil && occupied && slot < p.slots:
+			p.held[n.Name], p.used[slot] = n, true
+		case err != nil:
+			return err
+		default: // making anew is surer than finding out in what state it was left
+			if err := remove(p.cfg.Name, n); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// leftovers are the slots of the namespaces that are there.
+func leftovers(name string) ([]int, error) {
+	entries, err := os.ReadDir(netnsDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var slots []int
+	for _, e := range entries {
+		number, ok := strings.CutPrefix(e.Name(), netnsPrefix(name))
+		if slot, err := strconv.Atoi(number); ok && err == nil {
+			slots = append(slots, slot)
+		}
+	}
+	return slots, nil
+}
 
 // Get takes a namespace out of the pool, making one when none is ready.
-func (p *Pool) Get(ctx context.Context) (*Namespace, error) { return nil, errors.ErrUnsupported }
-
-// Adopt takes the namespace of that name, left by an earlier process, into use again.
-func (p *Pool) Adopt(name string) (*Namespace, error) { return nil, errors.ErrUnsupported }
-
-// Put gives a namespace back.
-func (p *Pool) Put(ns *Namespace) {}
-
-// Close removes all namespaces that are not handed out.
-func (p *Pool) Close() error { return errors.ErrUnsupported }
-
-// ResolvConf is the content of /etc/resolv.conf inside.
-func (p *Pool) ResolvConf() []byte { return nil }
-
-// Dial connects from inside the namespace.
-func (n *Namespace) Dial(ctx context.Context, address string) (net.Conn, error) {
-	return nil, errors.ErrUnsupported
+func (p *Pool) Get(ctx context.Context) (*Namespace, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return nil, errClosed
+	}
+	if last := len(p.ready) - 1; last >= 0 {
+		n := p.ready[last]
+		p.ready = p.ready[:last]
+		p.fill()
+		p.mu.Unlock()
+		return n, nil
+	}
+	slot, ok := p.slot()
+	p.fill()
+	p.mu.Unlock()
+	if !ok {
+		return nil, leapcell.Errorf(leapcell.CodeUnavailable, "all %d addresses of the subnet %s are in use: give the driver a larger one", p.slots, p.cfg.Subnet)
+	}
+	n, err := makeNamespace(p.cfg, slot)
+	if err != nil {
+		p.free(slot)
+		return nil, err
+	}
+	return n, nil
 }
 
-// Destroy removes everything of the platform name: links, namespaces, nftables table.
-func Destroy(name string) error { return errors.ErrUnsupported }
+var errClosed = errors.New("the pool of network namespaces is closed")
+
+// slot takes a free slot. The lock is held.
+func (p *Pool) slot() (int, bool) {
+	for range p.slots {
+		s := p.next
+		p.next = (p.next + 1) % p.slots
+		if !p.used[s] {
+			p.used[s] = true
+			return s, true
+		}
+	}
+	return 0, false
+}
+
+func (p *Pool) free(slot int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.used, slot)
+}
+
+// fill makes in the background what is missing. The lock is held.
+func (p *Pool) fill() {
+	for !p.closed && len(p.ready)+p.making < p.cfg.Size {
+		slot, ok := p.slot()
+		if !ok {
+			return
+		}
+		p.making++
+		p.work.Go(func() {
+			n, err := makeNamespace(p.cfg, slot)
+			if err != nil {
+				// Not tried again before the next Get, which then reports it.
+				p.cfg.Log.Error("make a network namespace", "error", err)
+			}
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			p.making--
+			if err != nil {
+				delete(p.used, slot)
+				return
+			}
+			p.ready = append(p.ready, n)
+		})
+	}
+}
+
+// Adopt takes the namespace of that name, which an earlier process handed out and a cell is
+// still in, into use again.
+func (p *Pool) Adopt(name string) (*Namespace, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n, ok := p.held[name]
+	if !ok {
+		return nil, leapcell.Errorf(leapcell.CodeNotFound, "network namespace %s is not there or has no process in it", name)
+	}
+	delete(p.held, name)
+	return n, nil
+}
+
+// Put gives a namespace back after its last process has ended. It returns at once; the namespace
+// is checked and recycled in the background.
+func (p *Pool) Put(ns *Namespace) {
+	if ns == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.work.Go(func() { p.recycle(ns) })
+}
+
+func (p *Pool) recycle(n *Namespace) {
+	occupied, err := n.occupied()
+	quiet := false
+	if err == nil && !occupied {
+		quiet, err = n.quiet()
+	}
+	if err != nil {
+		p.cfg.Log.Warn("look into a used network namespace", "namespace", n.Name, "error", err)
+	}
+	p.mu.Lock()
+	if quiet && !p.closed && len(p.ready)+p.making < p.cfg.Size {
+		p.ready = append(p.ready, n)
+		p.mu.Unlock()
+		return
+	}
+	p.mu.Unlock()
+	if err := remove(p.cfg.Name, n); err != nil {
+		p.cfg.Log.Error("remove a used network namespace", "namespace", n.Name, "error", err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.used, n.slot)
+	p.fill()
+}
+
+// Close removes all namespaces that are not handed out. The table stays: cells may go on.
+func (p *Pool) Close() error {
+	p.mu.Lock()
+	p.closed = true
+	p.mu.Unlock()
+	p.work.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var errs []error
+	for _, n := range p.ready {
+		errs = append(errs, remove(p.cfg.Name, n))
+	}
+	p.ready = nil
+	return errors.Join(errs...)
+}
+
+// ResolvConf is the content of /etc/resolv.conf inside.
+func (p *Pool) ResolvConf() []byte { return resolvConf(p.servers) }
+
+// Destroy removes everything of the platform name: links, namespaces, nftables table. What is
+// not there is no error.
+func Destroy(name string) error {
+	if !nameFormat.MatchString(name) {
+		return leapcell.Errorf(leapcell.CodeInvalid, "network name %q: 1 to 8 letters and digits are allowed", name)
+	}
+	slots, err := leftovers(name)
+	errs := []error{err}
+	for _, slot := range slots {
+		errs = append(errs, remove(name, place(Config{Name: name, Subnet: netip.PrefixFrom(netip.IPv4Unspecified(), 0)}, slot)))
+	}
+	links, err := netlink.LinkList()
+	errs = append(errs, err)
+	for _, l := range links {
+		if strings.HasPrefix(l.Attrs().Name, linkPrefix(name)) {
+			errs = append(errs, removeLink(l.Attrs().Name))
+		}
+	}
+	return errors.Join(append(errs, removePolicy(name))...)
+}
