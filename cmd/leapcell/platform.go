@@ -206,8 +206,8 @@ func (a *app) status(ctx context.Context, p *platform.Platform) error {
 		platform.Report
 		Services []leapcell.Service `json:"services"`
 	}{Report: p.Status(ctx)}
-	var listErr error
-	report.Services, listErr = a.listServices(ctx)
+	services, listErr := a.listServices(ctx)
+	report.Services = append([]leapcell.Service{}, services...) // [] for JSON, not null
 	rows := [][]string{{"PART", "STATE", "PID", "ADDRESS", "VERSION"}}
 	for _, part := range report.Parts {
 		state, pid := "healthy", ""

@@ -99,6 +99,7 @@ func DefaultConfig(stateDir string) (Config, error) {
 	if err != nil {
 		return Config{}, fmt.Errorf("state folder %q: %w", stateDir, err)
 	}
+	abs = realPath(abs)
 	bin := "."
 	if exe, err := os.Executable(); err == nil {
 		if real, err := filepath.EvalSymlinks(exe); err == nil {
@@ -113,6 +114,19 @@ func DefaultConfig(stateDir string) (Config, error) {
 		BinDir: bin, ToolsDir: filepath.Join(filepath.Dir(bin), "tools"),
 		Out: io.Discard, Home: home, Environ: os.Environ(),
 	}, nil
+}
+
+// realPath resolves symbolic links, as the kernel does in its list of mounts, for as much of
+// path as exists.
+func realPath(path string) string {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		return real
+	}
+	parent := filepath.Dir(path)
+	if parent == path {
+		return path
+	}
+	return filepath.Join(realPath(parent), filepath.Base(path))
 }
 
 // nameOf is short because network links have fifteen characters in all.
@@ -174,27 +188,32 @@ func (c Config) Validate() error {
 	}
 	seen := map[int]string{}
 	for _, p := range c.Ports.list() {
-		if p.port < 1 || p.port > 65535 {
-			return leapcell.Errorf(leapcell.CodeInvalid, "the %s port is %d: it must be from 1 to 65535", p.name, p.port)
+		if p.number < 1 || p.number > 65535 {
+			return leapcell.Errorf(leapcell.CodeInvalid, "the %s port is %d: it must be from 1 to 65535", p.name, p.number)
 		}
-		if other, ok := seen[p.port]; ok {
-			return leapcell.Errorf(leapcell.CodeInvalid, "%s and %s have the same port %d", other, p.name, p.port)
+		if other, ok := seen[p.number]; ok {
+			return leapcell.Errorf(leapcell.CodeInvalid, "%s and %s have the same port %d", other, p.name, p.number)
 		}
-		seen[p.port] = p.name
+		seen[p.number] = p.name
 	}
 	return nil
 }
 
-type namedPort struct {
-	name string
-	port int
+type listenPort struct {
+	name, flag, process string
+	number              int
 }
 
-func (p Ports) list() []namedPort {
-	return []namedPort{
-		{"edge", p.Edge}, {"API", p.API}, {"registry", p.Registry},
-		{"Nomad", p.Nomad}, {"Nomad RPC", p.NomadRPC}, {"Nomad serf", p.NomadSerf},
-		{"Vault", p.Vault}, {"Vault cluster", p.VaultCluster},
+func (p Ports) list() []listenPort {
+	return []listenPort{
+		{"edge", "port", edgeName, p.Edge},
+		{"API", "api-port", controlName, p.API},
+		{"registry", "registry-port", controlName, p.Registry},
+		{"Nomad", "nomad-port", "nomad", p.Nomad},
+		{"Nomad RPC", "nomad-rpc-port", "nomad", p.NomadRPC},
+		{"Nomad serf", "nomad-serf-port", "nomad", p.NomadSerf},
+		{"Vault", "vault-port", "vault", p.Vault},
+		{"Vault cluster", "vault-cluster-port", "vault", p.VaultCluster},
 	}
 }
 

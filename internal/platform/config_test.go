@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -227,5 +229,38 @@ func TestRecentVersions(t *testing.T) {
 	}
 	if _, ok := nomadTool.recent(t.Context(), filepath.Join(dir, "none")); ok {
 		t.Error("a program that is not there will do")
+	}
+}
+
+func TestTakenPortsAreNamed(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	cfg := config(t)
+	if cfg.Ports, err = FreePorts(); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Ports.API = l.Addr().(*net.TCPAddr).Port
+	p, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = p.checkPorts()
+	if want := fmt.Sprintf("%d (API, --api-port)", cfg.Ports.API); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("it says %v, want %q", err, want)
+	}
+}
+
+func TestStateFolderBehindALink(t *testing.T) {
+	real := t.TempDir()
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(real, link); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := DefaultConfig(filepath.Join(link, "not", "yet"))
+	if want := filepath.Join(real, "not", "yet"); err != nil || cfg.StateDir != want {
+		t.Errorf("%q, %v; want %q", cfg.StateDir, err, want)
 	}
 }

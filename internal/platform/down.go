@@ -23,8 +23,9 @@ const drainTime = 15 * time.Second
 // of a command that was killed. The data stays, and a later Up brings the services back;
 // with purge the state folder goes too. The error names what could not be removed.
 func (p *Platform) Down(ctx context.Context, purge bool) error {
-	if _, err := os.Stat(p.cfg.StateDir); errors.Is(err, fs.ErrNotExist) {
-		fmt.Fprintf(p.cfg.Out, "nothing to do: there is no %s\n", p.cfg.StateDir)
+	// Whatever else is in a folder by mistake is not ours to remove.
+	if _, err := os.Stat(p.cfg.path(configFile)); errors.Is(err, fs.ErrNotExist) {
+		fmt.Fprintf(p.cfg.Out, "nothing to do: there is no platform in %s\n", p.cfg.StateDir)
 		return nil
 	}
 	unlock, err := p.lock()

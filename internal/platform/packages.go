@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"runtime"
@@ -33,7 +34,33 @@ func (p *Platform) checkSystem(context.Context, func(string, ...any)) error {
 	if os.Geteuid() != 0 {
 		return leapcell.Errorf(leapcell.CodeForbidden, "making sandboxes and networks needs root: repeat it with sudo")
 	}
-	return nil
+	return p.checkPorts()
+}
+
+// checkPorts finds ports that somebody else has, before a process of ours fails on them.
+func (p *Platform) checkPorts() error {
+	c := p.cfg
+	var taken []string
+	for _, port := range c.Ports.list() {
+		if _, alive := readRecord(c.path("run", port.process+".json")); alive {
+			continue // by us, presumably; if not, its log will say so
+		}
+		host := "127.0.0.1"
+		if port.process == edgeName || port.name == "API" {
+			host = c.Bind
+		}
+		l, err := net.Listen("tcp", address(host, port.number))
+		if err != nil {
+			taken = append(taken, fmt.Sprintf("%d (%s, --%s)", port.number, port.name, port.flag))
+			continue
+		}
+		l.Close()
+	}
+	if len(taken) == 0 {
+		return nil
+	}
+	return leapcell.Errorf(leapcell.CodeConflict, "these ports cannot be listened on, as another program, perhaps another platform, has them: %s; "+
+		"choose others, or let --free-ports choose", strings.Join(taken, ", "))
 }
 
 // installPackages installs what is missing, and asks nothing when nothing is.
