@@ -34,7 +34,10 @@ func (p *Platform) checkSystem(context.Context, func(string, ...any)) error {
 	if os.Geteuid() != 0 {
 		return leapcell.Errorf(leapcell.CodeForbidden, "making sandboxes and networks needs root: repeat it with sudo")
 	}
-	return p.checkPorts()
+	if err := p.checkPorts(); err != nil {
+		return err
+	}
+	return p.cfg.save() // from here on the settings are those of this platform
 }
 
 // checkPorts finds ports that somebody else has, before a process of ours fails on them.

@@ -95,9 +95,6 @@ func (p *Platform) steps(ctx context.Context, steps []Step) error {
 		return err
 	}
 	defer unlock()
-	if err := p.cfg.save(); err != nil {
-		return err
-	}
 	lines := &progress{out: p.cfg.Out}
 	for i, s := range steps {
 		if err := lines.run(ctx, i+1, len(steps), s); err != nil {
