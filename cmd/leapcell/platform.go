@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"fmt"
+	"maps"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
@@ -21,6 +22,7 @@ type platformFlags struct {
 	iface     string
 	logLevel  string
 	egress    []string
+	set       map[string]string
 	freePorts bool
 	base      bool
 	noSample  bool
@@ -56,6 +58,7 @@ up stays up. Settings are remembered in the state folder.`,
 	fl.StringVar(&f.iface, "network-interface", "lo", "network interface whose address instances get")
 	fl.StringSliceVar(&f.egress, "allow-egress", nil, "private ranges that instances may reach, such as 10.1.0.0/16")
 	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+	fl.StringToStringVar(&f.set, "set", nil, "settings of single parts, such as leapcelld.builds=2 or driver.suspend_after=50ms")
 	fl.StringVar(&f.sample, "sample", "", "folder to deploy at the end; default examples/go of the checkout")
 	fl.BoolVar(&f.noSample, "no-sample", false, "do not deploy a sample")
 	fl.BoolVar(&f.base, "base", false, "only Vault and Nomad, with their access rules and the driver")
@@ -120,6 +123,14 @@ func (a *app) upConfig(cmd *cobra.Command, f platformFlags) (platform.Config, er
 		"network-interface":  func() { cfg.NetworkInterface = f.iface },
 		"allow-egress":       func() { cfg.AllowEgress = f.egress },
 		"log-level":          func() { cfg.LogLevel = f.logLevel },
+		"set": func() {
+			merged := maps.Clone(cfg.Set)
+			if merged == nil {
+				merged = map[string]string{}
+			}
+			maps.Copy(merged, f.set)
+			cfg.Set = merged
+		},
 	} {
 		if given(name) {
 			set()

@@ -11,6 +11,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/leapcell/leapcell"
 )
@@ -38,6 +40,9 @@ type Config struct {
 	NetworkInterface string   `json:"networkInterface"`      // whose address instances get
 	AllowEgress      []string `json:"allowEgress,omitempty"` // private ranges that instances may reach
 	LogLevel         string   `json:"logLevel"`
+	// Set holds settings of single parts that have no field here, such as leapcelld.builds,
+	// leapcell-edge.access-log or driver.suspend_after.
+	Set map[string]string `json:"set,omitempty"`
 
 	BinDir string `json:"binDir"` // our binaries
 	// ToolsDir holds the modules that Nomad and Vault are built from when PATH has none.
@@ -186,6 +191,12 @@ func (c Config) Validate() error {
 		return leapcell.Errorf(leapcell.CodeInvalid, "the ports of instances, %d to %d, are not a range above 1024",
 			c.Ports.InstancesFrom, c.Ports.InstancesTo)
 	}
+	for key := range c.Set {
+		part, name, _ := strings.Cut(key, ".")
+		if !slices.Contains([]string{controlName, edgeName, driverPart}, part) || name == "" {
+			return leapcell.Errorf(leapcell.CodeInvalid, "the setting %q belongs to no part: it must begin with leapcelld., leapcell-edge. or driver.", key)
+		}
+	}
 	seen := map[int]string{}
 	for _, p := range c.Ports.list() {
 		if p.number < 1 || p.number > 65535 {
@@ -197,6 +208,16 @@ func (c Config) Validate() error {
 		seen[p.number] = p.name
 	}
 	return nil
+}
+
+// set gives what [Config.Set] has for one part, in a fixed order.
+func (c Config) set(part string) (names, values []string) {
+	for _, key := range sortedKeys(c.Set) {
+		if name, ok := strings.CutPrefix(key, part+"."); ok {
+			names, values = append(names, name), append(values, c.Set[key])
+		}
+	}
+	return names, values
 }
 
 type listenPort struct {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -62,6 +63,7 @@ func TestValidateNamesWhatIsWrong(t *testing.T) {
 		"Vault port is 70000":              func(c *Config) { c.Ports.Vault = 70000 },
 		"must be an absolute path":         func(c *Config) { c.StateDir = "x" },
 		"one to six characters":            func(c *Config) { c.Name = "too-long" },
+		`"nomad.x" belongs to no part`:     func(c *Config) { c.Set = map[string]string{"nomad.x": "1"} },
 		"not a range":                      func(c *Config) { c.Ports.InstancesTo = 1 },
 	} {
 		cfg := config(t)
@@ -117,6 +119,24 @@ func TestNomadConfigurationQuotes(t *testing.T) {
 		if !strings.Contains(got, want) {
 			t.Errorf("%s is not in\n%s", want, got)
 		}
+	}
+}
+
+func TestSettingsOfSingleParts(t *testing.T) {
+	cfg := config(t)
+	cfg.Set = map[string]string{"leapcelld.builds": "2", "leapcell-edge.access-log": "-", "driver.suspend_after": "50ms"}
+	p, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if args := p.controlDaemon().args; !slices.Contains(args, "--builds=2") || slices.Contains(args, "--access-log=-") {
+		t.Errorf("leapcelld gets %q", args)
+	}
+	if args := p.edgeDaemon().args; !slices.Contains(args, "--access-log=-") {
+		t.Errorf("leapcell-edge gets %q", args)
+	}
+	if got := p.driverConfig(BuildSettings{}); !strings.Contains(got, `suspend_after = "50ms"`) {
+		t.Errorf("the driver gets\n%s", got)
 	}
 }
 

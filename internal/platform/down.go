@@ -34,12 +34,12 @@ func (p *Platform) Down(ctx context.Context, purge bool) error {
 	}
 	defer unlock()
 	steps := []Step{
-		{Title: "Edge", Run: p.stop(edgeName, 20*time.Second)},
-		{Title: "Control plane", Run: p.stop(controlName, 20*time.Second)},
+		{Title: "Edge", Run: p.stop(edgeName)},
+		{Title: "Control plane", Run: p.stop(controlName)},
 		{Title: "Instances: finishing requests", Run: p.drain},
-		{Title: "Nomad", Run: p.stop("nomad", 20*time.Second)},
+		{Title: "Nomad", Run: p.stop("nomad")},
 		{Title: "Node: instances, networks, images", Run: p.destroyNode},
-		{Title: "Vault", Run: p.stop("vault", 20*time.Second)},
+		{Title: "Vault", Run: p.stop("vault")},
 		{Title: "Leftovers", Run: p.sweep},
 	}
 	if purge {
@@ -64,13 +64,13 @@ func (p *Platform) Down(ctx context.Context, purge bool) error {
 	return errors.Join(failures...)
 }
 
-func (p *Platform) stop(name string, grace time.Duration) func(context.Context, func(string, ...any)) error {
+func (p *Platform) stop(name string) func(context.Context, func(string, ...any)) error {
 	return func(ctx context.Context, note func(string, ...any)) error {
 		path := p.cfg.path("run", name+".json")
 		r, alive := readRecord(path)
 		if !alive {
 			note("was not running")
-		} else if err := r.stop(ctx, grace); err != nil {
+		} else if err := r.stop(ctx, stopGrace); err != nil {
 			return err
 		}
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -108,6 +108,10 @@ func (p *Platform) driverConfig(build BuildSettings) string {
 	if len(c.AllowEgress) > 0 {
 		fmt.Fprintf(&b, "    allow_egress = [%s]\n", strings.Join(quoteAll(c.AllowEgress), ", "))
 	}
+	names, values := c.set(driverPart)
+	for i, name := range names {
+		fmt.Fprintf(&b, "    %s = %s\n", name, hclString(values[i]))
+	}
 	b.WriteString("    build {\n")
 	writeMap(&b, "env", build.Env)
 	writeMap(&b, "files", build.Files)

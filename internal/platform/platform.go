@@ -171,7 +171,18 @@ func (p *Platform) serverEnv() []string {
 const (
 	controlName = "leapcelld"
 	edgeName    = "leapcell-edge"
+	driverPart  = "driver" // in [Config.Set]
 )
+
+// flags are the settings that cfg has for one part, as flags of its program.
+func (c Config) flags(part string) []string {
+	var flags []string
+	names, values := c.set(part)
+	for i, name := range names {
+		flags = append(flags, "--"+name+"="+values[i])
+	}
+	return flags
+}
 
 func (p *Platform) registryCredentialsFile() string { return p.cfg.path("control", "registry.json") }
 func (p *Platform) edgeTokenFile() string           { return p.cfg.path("control", "edge.token") }
@@ -195,8 +206,23 @@ func (p *Platform) controlDaemon() daemon {
 		"--edge-token-file", p.edgeTokenFile(),
 		"--apt-config-dir", c.path("host", "apt"),
 		"--log-level", c.LogLevel,
+		"--build-memory", fmt.Sprint(buildMemory()),
 	}
-	return daemon{name: controlName, path: filepath.Join(c.BinDir, controlName), args: args, env: p.serverEnv(), dir: c.StateDir}
+	return daemon{
+		name: controlName, path: filepath.Join(c.BinDir, controlName), args: append(args, c.flags(controlName)...),
+		env: p.serverEnv(), dir: c.StateDir,
+	}
+}
+
+// buildMemory is what a build gets, in MB: a small machine must still be able to place it.
+func buildMemory() int {
+	const plan = 4096
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return plan
+	}
+	total := info.Totalram * uint64(info.Unit) >> 20
+	return max(512, min(plan, int(total*6/10)))
 }
 
 func (p *Platform) startControl(ctx context.Context, _ func(string, ...any)) error {
@@ -229,7 +255,10 @@ func (p *Platform) edgeDaemon() daemon {
 		"--data-dir", c.path("edge"),
 		"--log-level", c.LogLevel,
 	}
-	return daemon{name: edgeName, path: filepath.Join(c.BinDir, edgeName), args: args, env: p.serverEnv(), dir: c.StateDir}
+	return daemon{
+		name: edgeName, path: filepath.Join(c.BinDir, edgeName), args: append(args, c.flags(edgeName)...),
+		env: p.serverEnv(), dir: c.StateDir,
+	}
 }
 
 func (p *Platform) startEdge(ctx context.Context, _ func(string, ...any)) error {

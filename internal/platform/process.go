@@ -38,6 +38,9 @@ type daemon struct {
 	config []byte // of its configuration file, if it has one: a change means a restart
 }
 
+// stopGrace lies between SIGTERM and SIGKILL; an edge lets requests end for half a minute.
+const stopGrace = 35 * time.Second
+
 // record is what is stored about a running daemon. The start time makes sure that a process
 // which merely got the same id later is never signalled.
 type record struct {
@@ -62,7 +65,7 @@ func (d daemon) ensure(ctx context.Context) (started bool, err error) {
 		return false, nil
 	}
 	if alive {
-		if err := r.stop(ctx, 15*time.Second); err != nil {
+		if err := r.stop(ctx, stopGrace); err != nil {
 			return false, fmt.Errorf("stopping the former %s: %w", d.name, err)
 		}
 	}
