@@ -68,7 +68,7 @@ type Scaler struct {
 // edge is what one edge said last.
 type edge struct {
 	at       time.Time
-	services map[string]leapcell.EdgeService // by deployment
+	services map[string]leapcell.EdgeService // by service ID
 }
 
 // New makes a scaler; it does nothing until Run.
@@ -86,7 +86,7 @@ func New(cfg Config) *Scaler {
 func (s *Scaler) Report(r leapcell.EdgeReport) {
 	e := &edge{at: time.Now(), services: make(map[string]leapcell.EdgeService, len(r.Services))}
 	for _, svc := range r.Services {
-		e.services[svc.Deployment] = svc
+		e.services[svc.ServiceID] = svc
 	}
 	s.mu.Lock()
 	if old, ok := s.edges[r.Edge]; ok {
@@ -238,7 +238,7 @@ func (s *Scaler) observe(now time.Time) {
 	for id, w := range s.services {
 		load := 0
 		for name, e := range s.edges {
-			svc := e.services[id]
+			svc := e.services[w.route.ServiceID]
 			load += svc.InFlight + svc.Queued
 			w.sawRequests(now, name, svc.Requests)
 		}

@@ -30,7 +30,7 @@ type peak struct {
 // sawRequests takes notice of an edge's counter. One that is less than before is that of an
 // edge that was restarted.
 func (w *watched) sawRequests(now time.Time, edge string, n int64) {
-	if before, ok := w.requests[edge]; ok && n != before && n > 0 {
+	if n != w.requests[edge] && n > 0 {
 		w.traffic = now
 	}
 	w.requests[edge] = n

@@ -1,0 +1,213 @@
+package wake
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+
+	"github.com/leapcell/leapcell"
+)
+
+// cluster is a store and a Nomad of one service.
+type cluster struct {
+	mu      sync.Mutex
+	live    string
+	set     leapcell.Settings
+	count   int
+	index   uint64
+	changed chan struct{}
+	scaled  []string
+}
+
+func newCluster(set leapcell.Settings, count int) *cluster {
+	return &cluster{live: "shop-1", set: set.Over(leapcell.DefaultSettings()), count: count, index: 1, changed: make(chan struct{})}
+}
+
+func (c *cluster) service() leapcell.Service {
+	return leapcell.Service{ID: "shop-x", Name: "shop", Host: "shop-x.test", Live: c.live}
+}
+
+func (c *cluster) Services(context.Context) ([]leapcell.Service, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return []leapcell.Service{c.service()}, nil
+}
+
+func (c *cluster) Service(context.Context, string) (leapcell.Service, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.service(), nil
+}
+
+func (c *cluster) Deployment(_ context.Context, id string) (leapcell.Deployment, error) {
+	return leapcell.Deployment{ID: id, ServiceID: "shop-x", Service: "shop", Settings: c.set}, nil
+}
+
+func (c *cluster) Job(_ context.Context, id string) (*api.Job, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return &api.Job{ID: new(id), TaskGroups: []*api.TaskGroup{{Name: new(leapcell.Group), Count: new(c.count)}}}, nil
+}
+
+func (c *cluster) Scale(_ context.Context, job string, n int) error {
+	c.mu.Lock()
+	c.scaled = append(c.scaled, fmt.Sprintf("%s=%d", job, n))
+	c.mu.Unlock()
+	c.setCount(n)
+	return nil
+}
+
+// setCount is also what an edge does when it wakes the service.
+func (c *cluster) setCount(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.count = n
+	c.index++
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+func (c *cluster) WaitAllAllocs(ctx context.Context, index uint64) ([]*api.AllocationListStub, uint64, error) {
+	for {
+		c.mu.Lock()
+		if c.index > index {
+			var out []*api.AllocationListStub
+			for i := range c.count {
+				out = append(out, &api.AllocationListStub{ID: fmt.Sprint(i), JobID: c.live, DesiredStatus: "run", ClientStatus: "running"})
+			}
+			now := c.index
+			c.mu.Unlock()
+			return out, now, nil
+		}
+		changed := c.changed
+		c.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, 0, ctx.Err()
+		}
+	}
+}
+
+func (c *cluster) calls() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.scaled)
+}
+
+// simulate runs a scaler on c in simulated time.
+func simulate(t *testing.T, c *cluster, act func(s *Scaler)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		c.changed = make(chan struct{}) // of this bubble
+		ctx, cancel := context.WithCancel(t.Context())
+		s := New(Config{Namespace: "leapcell", Store: c, Nomad: c})
+		done := make(chan error)
+		go func() { done <- s.Run(ctx) }()
+		synctest.Wait()
+		act(s)
+		cancel()
+		<-done
+	})
+}
+
+func report(s *Scaler, edge string, load int, requests int64) {
+	s.Report(leapcell.EdgeReport{Edge: edge, Services: []leapcell.EdgeService{
+		{ServiceID: "shop-x", Deployment: "shop-1", InFlight: load, Requests: requests},
+	}})
+	synctest.Wait()
+}
+
+// idle lets time pass in which edge a reports that nothing happens.
+func idle(s *Scaler, d time.Duration, requests int64) {
+	for end := time.Now().Add(d); time.Now().Before(end); {
+		time.Sleep(min(5*time.Second, time.Until(end)))
+		report(s, "a", 0, requests)
+	}
+}
+
+func wantCalls(t *testing.T, c *cluster, want ...string) {
+	t.Helper()
+	if got := c.calls(); !slices.Equal(got, want) {
+		t.Errorf("scaled %v, want %v", got, want)
+	}
+}
+
+func TestScalesOutAtOnceAndInAfterTheDelay(t *testing.T) {
+	c := newCluster(leapcell.Settings{Concurrency: 10}, 1)
+	simulate(t, c, func(s *Scaler) {
+		report(s, "a", 8, 8)
+		report(s, "b", 6, 6) // the sum counts
+		wantCalls(t, c, "shop-1=2")
+		report(s, "b", 0, 6)
+		report(s, "a", 0, 8)
+		idle(s, 59*time.Second, 8)
+		wantCalls(t, c, "shop-1=2")
+		idle(s, 2*time.Second, 8)
+		wantCalls(t, c, "shop-1=2", "shop-1=1")
+	})
+}
+
+func TestDormancy(t *testing.T) {
+	c := newCluster(leapcell.Settings{DormantAfter: leapcell.Duration(10 * time.Minute)}, 1)
+	simulate(t, c, func(s *Scaler) {
+		idle(s, 9*time.Minute, 5)
+		report(s, "a", 0, 6) // one request between two reports
+		idle(s, 9*time.Minute+50*time.Second, 6)
+		wantCalls(t, c)
+		idle(s, 20*time.Second, 6)
+		wantCalls(t, c, "shop-1=0")
+
+		// An edge wakes it; its report comes later. That must not be undone.
+		idle(s, time.Hour, 6)
+		c.setCount(1)
+		synctest.Wait()
+		idle(s, 9*time.Minute, 6)
+		wantCalls(t, c, "shop-1=0")
+		idle(s, 2*time.Minute, 6)
+		wantCalls(t, c, "shop-1=0", "shop-1=0")
+	})
+}
+
+func TestSilentEdges(t *testing.T) {
+	c := newCluster(leapcell.Settings{Concurrency: 10, DormantAfter: leapcell.Duration(time.Minute)}, 1)
+	simulate(t, c, func(s *Scaler) {
+		report(s, "a", 14, 14)
+		wantCalls(t, c, "shop-1=2")
+		time.Sleep(time.Hour) // nobody says anything: nothing is known
+		synctest.Wait()
+		wantCalls(t, c, "shop-1=2")
+		if len(s.edges) != 0 {
+			t.Errorf("edges: %v", s.edges)
+		}
+	})
+}
+
+// What the deployer has just replaced is not for the scaler to start again.
+func TestOnlyLiveIsScaled(t *testing.T) {
+	c := newCluster(leapcell.Settings{Mode: leapcell.Persistent, MinInstances: 2}, 2)
+	simulate(t, c, func(s *Scaler) {
+		wantCalls(t, c)
+		c.mu.Lock()
+		c.live = "shop-2"
+		c.mu.Unlock()
+		c.setCount(1) // of shop-2; shop-1 has none any more
+		synctest.Wait()
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		wantCalls(t, c, "shop-2=2")
+	})
+}
+
+func TestReportDoesNotBlock(t *testing.T) {
+	s := New(Config{})
+	for range 10 {
+		s.Report(leapcell.EdgeReport{Edge: "a"}) // nobody runs
+	}
+}
