@@ -45,7 +45,7 @@ func (c *Client) allocs(ctx context.Context, path string, index uint64) ([]*api.
 	if err != nil {
 		return nil, 0, c.wrap(err, "list allocations")
 	}
-	return allocs, meta.LastIndex, nil
+	return allocs, max(meta.LastIndex, 1), nil // 0 would not wait the next time
 }
 
 // Alloc gives one allocation in full, else [leapcell.CodeNotFound].

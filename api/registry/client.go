@@ -130,3 +130,25 @@ func (r *Registry) Forget(folder string) error {
 	}
 	return nil
 }
+
+// Health reports whether the registry answers and takes the credentials.
+func (c *Client) Health(ctx context.Context) error {
+	scheme := "https"
+	if c.cred.Insecure {
+		scheme = "http"
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+c.cred.Address+"/v2/", nil)
+	if err != nil {
+		return fmt.Errorf("registry: %w", err)
+	}
+	req.SetBasicAuth(c.cred.Username, c.cred.Password)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return c.wrap(err, "be reached")
+	}
+	_ = resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return leapcell.Errorf(leapcell.CodeUnavailable, "the registry at %s answered %s", c.cred.Address, resp.Status)
+	}
+	return nil
+}

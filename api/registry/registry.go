@@ -76,6 +76,14 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		refuse(w, http.StatusUnauthorized, "UNAUTHORIZED", "username or password is wrong")
 		return
 	}
+	if req.URL.Path == "/v2/" {
+		// The library finds its routes by a router that Traefik replaces by an older one,
+		// which does not tell it that this path needs no repository.
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Docker-Distribution-API-Version", "registry/2.0")
+		_, _ = io.WriteString(w, "{}")
+		return
+	}
 	if !takesIn(req) {
 		r.app.ServeHTTP(w, req)
 		return

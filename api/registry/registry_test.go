@@ -255,3 +255,14 @@ func FuzzRegistry(f *testing.F) {
 		}
 	})
 }
+
+func TestHealth(t *testing.T) {
+	_, c, cred := start(t, 1, io.Discard)
+	if err := c.Health(t.Context()); err != nil {
+		t.Error(err)
+	}
+	cred.Password = "wrong"
+	wantCode(t, NewClient(cred).Health(t.Context()), leapcell.CodeUnavailable, "401")
+	cred.Address = "127.0.0.1:1"
+	wantCode(t, NewClient(cred).Health(t.Context()), leapcell.CodeUnavailable, "127.0.0.1:1")
+}

@@ -20,8 +20,8 @@ import (
 // policy is all that leapcelld may do.
 const policy = `
 path "leapcell/keys/+"        { capabilities = ["create", "update", "delete"] }
-path "leapcell/keys/+/config" { capabilities = ["create", "update"] }
-path "leapcell/encrypt/+"     { capabilities = ["create", "update"] }
+path "leapcell/keys/+/config" { capabilities = ["update"] }
+path "leapcell/encrypt/+"     { capabilities = ["update"] }
 `
 
 // server is a real Vault with a transit mount, unsealed, and root's client of it.

@@ -1,0 +1,190 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Config is all that an operator can set. Each field is a flag, and a variable of the
+// environment: --nomad-addr is LEAPCELL_NOMAD_ADDR. The flag wins.
+type Config struct {
+	DataDir string
+	Listen  string
+
+	RegistryListen          string
+	RegistryAddress         string
+	RegistryCredentialsFile string
+
+	NomadAddr      string
+	NomadTokenFile string
+	NomadNamespace string
+
+	VaultAddr      string
+	VaultTokenFile string
+	VaultTransit   string
+
+	Domain         string
+	PublicURL      string
+	EdgeTokenFile  string
+	UploadLimit    size
+	CallsPerMinute int
+
+	RuntimesFile  string
+	BaseSuite     string
+	AptConfigDir  string
+	Builds        int
+	BuildMemory   int
+	BuildTimeout  time.Duration
+	AllowFileURLs bool
+
+	LogLevel slog.Level
+}
+
+// defaults are those of one machine.
+func defaults() Config {
+	return Config{
+		DataDir: ".leapcell/control", Listen: "127.0.0.1:8400", RegistryListen: "127.0.0.1:8401",
+		NomadAddr: "http://127.0.0.1:4646", NomadNamespace: "leapcell",
+		VaultAddr: "http://127.0.0.1:8200", VaultTransit: "leapcell",
+		Domain: "leapcell.localhost", PublicURL: "http://leapcell.localhost:8080",
+		UploadLimit: 100 << 20, CallsPerMinute: 10_000,
+		BaseSuite: "trixie", Builds: 1, BuildMemory: 4096, BuildTimeout: 10 * time.Minute,
+	}
+}
+
+// flags declares every setting over its value in c.
+func (c *Config) flags(out io.Writer) *flag.FlagSet {
+	f := flag.NewFlagSet("leapcelld", flag.ContinueOnError)
+	f.SetOutput(out)
+	f.StringVar(&c.DataDir, "data-dir", c.DataDir, "folder for the store, the registry, uploads and logs")
+	f.StringVar(&c.Listen, "listen", c.Listen, "address of the API")
+	f.StringVar(&c.RegistryListen, "registry-listen", c.RegistryListen, "address of the embedded registry")
+	f.StringVar(&c.RegistryAddress, "registry-address", c.RegistryAddress, "host:port by which nodes reach the registry (default that of --registry-listen)")
+	f.StringVar(&c.RegistryCredentialsFile, "registry-credentials-file", c.RegistryCredentialsFile, "file with which nodes get into the registry; made when missing (default registry.json in the data folder)")
+	f.StringVar(&c.NomadAddr, "nomad-addr", c.NomadAddr, "address of Nomad")
+	f.StringVar(&c.NomadTokenFile, "nomad-token-file", c.NomadTokenFile, "file with the Nomad token (default none)")
+	f.StringVar(&c.NomadNamespace, "nomad-namespace", c.NomadNamespace, "Nomad namespace of services and builds")
+	f.StringVar(&c.VaultAddr, "vault-addr", c.VaultAddr, "address of Vault")
+	f.StringVar(&c.VaultTokenFile, "vault-token-file", c.VaultTokenFile, "file with the Vault token; read again when Vault no longer takes it")
+	f.StringVar(&c.VaultTransit, "vault-transit", c.VaultTransit, "mount of Vault's transit engine")
+	f.StringVar(&c.Domain, "domain", c.Domain, "domain below which services get their names")
+	f.StringVar(&c.PublicURL, "public-url", c.PublicURL, "how visitors reach the edge; scheme and port are taken from it")
+	f.StringVar(&c.EdgeTokenFile, "edge-token-file", c.EdgeTokenFile, "file with the token that edges report with; made when missing (default edge.token in the data folder)")
+	f.Var(&c.UploadLimit, "upload-limit", "largest source archive, such as 100MB")
+	f.IntVar(&c.CallsPerMinute, "calls-per-minute", c.CallsPerMinute, "API calls a minute for each token, 100 to 10000")
+	f.StringVar(&c.RuntimesFile, "runtimes-file", c.RuntimesFile, "YAML file with runtimes of your own or changes to the built-in ones (default none)")
+	f.StringVar(&c.BaseSuite, "base-suite", c.BaseSuite, "Debian suite that base images are assembled from")
+	f.StringVar(&c.AptConfigDir, "apt-config-dir", c.AptConfigDir, "folder with apt settings for assembling base images (default none)")
+	f.IntVar(&c.Builds, "builds", c.Builds, "builds at the same time in a workspace")
+	f.IntVar(&c.BuildMemory, "build-memory", c.BuildMemory, "memory of a build in MB")
+	f.DurationVar(&c.BuildTimeout, "build-timeout", c.BuildTimeout, "how long a build may take")
+	f.BoolVar(&c.AllowFileURLs, "allow-file-urls", c.AllowFileURLs, "let deployments read git repositories on this machine's disk (file://)")
+	f.TextVar(&c.LogLevel, "log-level", c.LogLevel, "debug, info, warn or error")
+	return f
+}
+
+// readConfig reads environment and flags over the defaults.
+func readConfig(args []string, env func(string) string, out io.Writer) (Config, error) {
+	c := defaults()
+	f := c.flags(out)
+	var bad error
+	f.VisitAll(func(one *flag.Flag) {
+		name := "LEAPCELL_" + strings.ToUpper(strings.ReplaceAll(one.Name, "-", "_"))
+		if v := env(name); v != "" {
+			if err := one.Value.Set(v); err != nil {
+				bad = errors.Join(bad, fmt.Errorf("%s is %q: %w", name, v, err))
+			}
+		}
+	})
+	if bad != nil {
+		return c, bad
+	}
+	if err := f.Parse(args); err != nil {
+		return c, err
+	}
+	if f.NArg() > 0 {
+		return c, fmt.Errorf("unexpected argument %q: all settings are flags", f.Arg(0))
+	}
+	return c.complete(), c.Validate()
+}
+
+// complete fills in the settings that follow from others.
+func (c Config) complete() Config {
+	for file, name := range map[*string]string{&c.RegistryCredentialsFile: "registry.json", &c.EdgeTokenFile: "edge.token"} {
+		if *file == "" {
+			*file = c.path(name)
+		}
+	}
+	if c.RegistryAddress == "" {
+		c.RegistryAddress = c.RegistryListen
+	}
+	return c
+}
+
+// Validate checks what flags of the right type can still have wrong. The parts check the
+// rest when they are made.
+func (c Config) Validate() error {
+	var bad []error
+	for name, value := range map[string]string{
+		"--data-dir": c.DataDir, "--nomad-addr": c.NomadAddr, "--nomad-namespace": c.NomadNamespace,
+		"--vault-addr": c.VaultAddr, "--vault-transit": c.VaultTransit, "--domain": c.Domain,
+	} {
+		if value == "" {
+			bad = append(bad, fmt.Errorf("%s is empty: it is needed", name))
+		}
+	}
+	for name, value := range map[string]string{"--listen": c.Listen, "--registry-listen": c.RegistryListen} {
+		if _, _, err := net.SplitHostPort(value); err != nil {
+			bad = append(bad, fmt.Errorf("%s is %q: it must be host:port", name, value))
+		}
+	}
+	if c.Builds < 1 || c.BuildMemory < 128 || c.BuildTimeout < time.Second {
+		bad = append(bad, errors.New("--builds must be at least 1, --build-memory 128, --build-timeout 1s"))
+	}
+	return errors.Join(bad...)
+}
+
+func (c Config) path(name string) string { return c.DataDir + string(os.PathSeparator) + name }
+
+// size is a number of bytes that is written with a unit.
+type size int64
+
+var units = []struct {
+	name  string
+	bytes int64
+}{{"GB", 1 << 30}, {"MB", 1 << 20}, {"KB", 1 << 10}, {"", 1}}
+
+// String writes it in the largest unit that fits.
+func (s size) String() string {
+	for _, u := range units {
+		if s != 0 && int64(s)%u.bytes == 0 {
+			return strconv.FormatInt(int64(s)/u.bytes, 10) + u.name
+		}
+	}
+	return "0"
+}
+
+// Set reads it.
+func (s *size) Set(text string) error {
+	for _, u := range units {
+		number, ok := strings.CutSuffix(strings.ToUpper(text), u.name)
+		if !ok {
+			continue
+		}
+		v, err := strconv.ParseInt(strings.TrimSpace(number), 10, 64)
+		if err != nil || v < 1 || v > (1<<50)/u.bytes {
+			break
+		}
+		*s = size(v * u.bytes)
+		return nil
+	}
+	return fmt.Errorf("%q is not a size such as 100MB", text)
+}

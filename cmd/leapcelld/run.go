@@ -1,0 +1,179 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/leapcell/leapcell/api/build"
+	"github.com/leapcell/leapcell/api/deploy"
+	"github.com/leapcell/leapcell/api/nomad"
+	"github.com/leapcell/leapcell/api/registry"
+	"github.com/leapcell/leapcell/api/server"
+	"github.com/leapcell/leapcell/api/source"
+	"github.com/leapcell/leapcell/api/store"
+	"github.com/leapcell/leapcell/api/vault"
+	"github.com/leapcell/leapcell/api/wake"
+)
+
+// workspace is the only one so far.
+const workspace = "default"
+
+// run plugs the control plane together, in the order in which a deployment meets its parts,
+// and serves until ctx ends.
+func run(ctx context.Context, args []string, env func(string) string, stdout io.Writer) (err error) {
+	cfg, err := readConfig(args, env, stdout)
+	if errors.Is(err, flag.ErrHelp) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	log := slog.New(slog.NewJSONHandler(stdout, &slog.HandlerOptions{Level: cfg.LogLevel}))
+
+	unlock, err := lockDataDir(cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	db, err := store.Open(ctx, cfg.path("leapcell.db"))
+	if err != nil {
+		return err
+	}
+	defer closing(&err, db.Close)
+	if err := makeTokens(ctx, cfg, db); err != nil {
+		return err
+	}
+
+	sealer, err := vault.New(vault.Config{Address: cfg.VaultAddr, TokenFile: cfg.VaultTokenFile, Transit: cfg.VaultTransit, Log: log})
+	if err != nil {
+		return err
+	}
+	cluster, err := newNomad(cfg)
+	if err != nil {
+		return err
+	}
+	images, pushes, err := newRegistry(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	deployer, builder, err := newDeployer(cfg, log, db, cluster, images, pushes)
+	if err != nil {
+		return err
+	}
+	defer closing(&err, builder.Close)
+	defer closing(&err, deployer.Close)
+	keeper := vault.NewKeeper(vault.KeeperConfig{Store: db, Variables: cluster, Sealer: sealer, Changed: deployer.EnvChanged, Log: log})
+	scaler := wake.New(wake.Config{Namespace: cfg.NomadNamespace, Store: db, Nomad: cluster, Log: log})
+
+	api, err := server.New(server.Config{
+		Store: db, Deployer: deployer, Env: keeper, Logs: deployer, Instances: cluster, Scaler: scaler, Cleaner: keeper,
+		Checks: map[string]func(context.Context) error{
+			"store": db.Ping, "nomad": cluster.Health, "vault": sealer.Health, "registry": pushes.Health,
+		},
+		Domain: cfg.Domain, PublicURL: cfg.PublicURL, Workspace: workspace, Version: version(),
+		UploadLimit: int64(cfg.UploadLimit), CallsPerMin: cfg.CallsPerMinute, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	public, err := listen(ctx, "--listen", cfg.Listen)
+	if err != nil {
+		return err
+	}
+	private, err := listen(ctx, "--registry-listen", cfg.RegistryListen)
+	if err != nil {
+		return errors.Join(err, public.Close())
+	}
+
+	work, ctx := errgroup.WithContext(ctx)
+	work.Go(func() error { return api.Serve(ctx, public) })
+	work.Go(func() error { return serveRegistry(ctx, images, private, log) })
+	work.Go(func() error { sealer.KeepToken(ctx); return nil })
+	work.Go(func() error { keeper.Run(ctx); return nil })
+	work.Go(func() error { return ignoreCancel(scaler.Run(ctx)) })
+	work.Go(func() error { return ignoreCancel(deployer.Resume(ctx)) })
+	log.Info("leapcelld is up", "api", public.Addr().String(), "registry", private.Addr().String(), "version", version())
+	return work.Wait()
+}
+
+func newNomad(cfg Config) (*nomad.Client, error) {
+	token, err := readToken("--nomad-token-file", cfg.NomadTokenFile)
+	if err != nil {
+		return nil, err
+	}
+	return nomad.New(nomad.Config{Address: cfg.NomadAddr, Token: token, Namespace: cfg.NomadNamespace})
+}
+
+func newRegistry(ctx context.Context, cfg Config, log *slog.Logger) (*registry.Registry, *registry.Client, error) {
+	cred, err := registry.LoadCredentials(cfg.RegistryCredentialsFile, cfg.RegistryAddress)
+	if err != nil {
+		return nil, nil, err
+	}
+	images, err := registry.New(ctx, registry.Config{Dir: cfg.path("registry"), Credentials: cred, Log: log})
+	if err != nil {
+		return nil, nil, err
+	}
+	return images, registry.NewClient(cred), nil
+}
+
+func newDeployer(cfg Config, log *slog.Logger, db *store.Store, cluster *nomad.Client, images *registry.Registry, pushes *registry.Client) (*deploy.Deployer, *build.Builder, error) {
+	runtimes, err := build.ReadRuntimes(cfg.RuntimesFile)
+	if err != nil {
+		return nil, nil, err
+	}
+	builder, err := build.New(build.Config{
+		Dir: cfg.path("base"), Images: pushes, Runtimes: runtimes, Suite: cfg.BaseSuite, AptConfigDir: cfg.AptConfigDir, Log: log,
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	sources, err := source.New(source.Config{Dir: cfg.path("source"), MaxUpload: int64(cfg.UploadLimit), AllowFileURLs: cfg.AllowFileURLs})
+	if err != nil {
+		return nil, nil, errors.Join(err, builder.Close())
+	}
+	deployer, err := deploy.New(deploy.Config{
+		Dir: cfg.path("deploy"), Namespace: cfg.NomadNamespace, RegistryAddress: cfg.RegistryAddress,
+		Store: db, Env: db, Nomad: cluster, Sources: sources, Builder: builder, Images: pushes, ForgetImages: images.Forget, Log: log,
+		Builds: cfg.Builds, BuildMemory: cfg.BuildMemory, BuildTimeout: cfg.BuildTimeout,
+	})
+	if err != nil {
+		return nil, nil, errors.Join(err, builder.Close())
+	}
+	return deployer, builder, nil
+}
+
+// serveRegistry serves nodes until ctx ends.
+func serveRegistry(ctx context.Context, images http.Handler, l net.Listener, log *slog.Logger) error {
+	return server.ServeHTTP(ctx, server.NewHTTPServer(images, log), l)
+}
+
+func listen(ctx context.Context, flag, address string) (net.Listener, error) {
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", flag, address, err)
+	}
+	return l, nil
+}
+
+// closing closes at the end of run and keeps the error, unless there is one already.
+func closing(err *error, closer func() error) {
+	if closeErr := closer(); closeErr != nil && *err == nil {
+		*err = closeErr
+	}
+}
+
+func ignoreCancel(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
