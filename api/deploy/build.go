@@ -17,17 +17,20 @@ import (
 // tailLines is how many of the last lines a failure shows.
 const tailLines = 20
 
-// build runs the build job and takes up its image. When the image is there already, a
-// former process did all but remember it.
+// build runs the build job and takes up its image.
 func (d *Deployer) build(ctx context.Context, svc leapcell.Service, dep leapcell.Deployment, w *worker) error {
-	repository, tag := svc.ID+"/app", strconv.Itoa(dep.Number)
-	image, err := d.resolveImage(ctx, w, repository, tag)
-	if leapcell.ErrorCode(err) == leapcell.CodeNotFound {
-		if err = d.runBuild(ctx, svc, dep, w); err != nil {
+	begun, err := patient(ctx, d, w, func(ctx context.Context) (bool, error) { return d.beginBuild(ctx, svc, dep) })
+	if err != nil {
+		return err
+	}
+	if begun {
+		if err := d.followBuild(ctx, svc, dep, w); err != nil {
 			return err
 		}
-		image, err = d.resolveImage(ctx, w, repository, tag)
 	}
+	image, err := patient(ctx, d, w, func(ctx context.Context) (string, error) {
+		return d.cfg.Images.Resolve(ctx, svc.ID+"/app", strconv.Itoa(dep.Number))
+	})
 	if err != nil {
 		return err
 	}
@@ -39,25 +42,23 @@ func (d *Deployer) build(ctx context.Context, svc leapcell.Service, dep leapcell
 	return err
 }
 
-func (d *Deployer) resolveImage(ctx context.Context, w *worker, repository, tag string) (string, error) {
-	return patient(ctx, d, w, func(ctx context.Context) (string, error) {
-		return d.cfg.Images.Resolve(ctx, repository, tag)
-	})
+// beginBuild registers the build job, unless a former process did, and reports whether
+// there is one to follow: there is none when that process saw it through.
+func (d *Deployer) beginBuild(ctx context.Context, svc leapcell.Service, dep leapcell.Deployment) (bool, error) {
+	_, err := d.cfg.Nomad.Job(ctx, leapcell.BuildJobID(svc.Name, dep.Number))
+	if leapcell.ErrorCode(err) != leapcell.CodeNotFound {
+		return err == nil, err
+	}
+	_, err = d.cfg.Images.Resolve(ctx, svc.ID+"/app", strconv.Itoa(dep.Number))
+	if leapcell.ErrorCode(err) != leapcell.CodeNotFound {
+		return false, err
+	}
+	return true, d.registerBuild(ctx, svc, dep)
 }
 
-// runBuild registers the build job, unless it is, and follows it to its end.
-func (d *Deployer) runBuild(ctx context.Context, svc leapcell.Service, dep leapcell.Deployment, w *worker) error {
+// followBuild follows the build job to its end.
+func (d *Deployer) followBuild(ctx context.Context, svc leapcell.Service, dep leapcell.Deployment, w *worker) error {
 	id := leapcell.BuildJobID(svc.Name, dep.Number)
-	err := d.patiently(ctx, w, func(ctx context.Context) error {
-		_, err := d.cfg.Nomad.Job(ctx, id)
-		if leapcell.ErrorCode(err) != leapcell.CodeNotFound {
-			return err // there, or unknown whether
-		}
-		return d.registerBuild(ctx, svc, dep)
-	})
-	if err != nil {
-		return err
-	}
 	// The node ends a build that takes too long. This is for a node that does not.
 	ctx, cancel := context.WithTimeoutCause(ctx, d.cfg.BuildTimeout+d.cfg.Patience,
 		leapcell.Errorf(leapcell.CodeBuildFailed, "the build did not end within %s", d.cfg.BuildTimeout))
@@ -113,10 +114,11 @@ func (f *buildFollower) see(ctx context.Context, allocs []*api.AllocationListStu
 	if len(allocs) == 0 {
 		return false, nil
 	}
-	a := newest(allocs)
+	a := newest(allocs) // and the only one: builds are not tried again
+	f.alloc = a.ID
 	task := a.TaskStates[f.task]
 	if task != nil && !task.StartedAt.IsZero() && f.cancel == nil {
-		f.followLog(ctx, a.ID)
+		f.followLog(ctx)
 	}
 	if err := f.phases(ctx, task); err != nil {
 		return false, err
@@ -128,7 +130,6 @@ func (f *buildFollower) see(ctx context.Context, allocs []*api.AllocationListStu
 			return false, nil
 		}
 	}
-	f.alloc = a.ID
 	f.stopLog()
 	f.readRest(ctx)
 	f.result = f.judge(a, task)
@@ -174,14 +175,14 @@ func (f *buildFollower) judge(a *api.AllocationListStub, task *api.TaskState) er
 }
 
 // followLog streams what the build writes into the deployment's log, from where that is.
-func (f *buildFollower) followLog(ctx context.Context, alloc string) {
+func (f *buildFollower) followLog(ctx context.Context) {
 	ctx, f.cancel = context.WithCancel(ctx)
 	f.done = make(chan struct{})
-	f.alloc = alloc
+	alloc := f.alloc
 	go func() {
 		defer close(f.done)
 		for ctx.Err() == nil {
-			err := f.copyLog(ctx, true)
+			err := f.copyLog(ctx, alloc, true)
 			if err == nil || ctx.Err() == nil {
 				_ = sleep(ctx, f.d.cfg.Pause) // the stream broke, or is not there yet
 			}
@@ -200,14 +201,14 @@ func (f *buildFollower) stopLog() {
 func (f *buildFollower) readRest(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	if err := f.copyLog(ctx, false); err != nil && ctx.Err() == nil {
+	if err := f.copyLog(ctx, f.alloc, false); err != nil && ctx.Err() == nil {
 		f.d.cfg.Log.Warn("build log incomplete", "deployment", f.w.id, "err", err)
 	}
 }
 
-func (f *buildFollower) copyLog(ctx context.Context, follow bool) error {
+func (f *buildFollower) copyLog(ctx context.Context, alloc string, follow bool) error {
 	r, err := f.d.cfg.Nomad.Logs(ctx, nomad.LogOptions{
-		AllocID: f.alloc, Task: f.task, Stream: "stdout", Follow: follow, Offset: f.w.log.offset(),
+		AllocID: alloc, Task: f.task, Stream: "stdout", Follow: follow, Offset: f.w.log.offset(),
 	})
 	if err != nil {
 		return err
