@@ -25,8 +25,8 @@ type Body struct {
 	RequestID string        `json:"requestId,omitempty"`
 }
 
-// table has one row for each code. The first row of a status is the code that a bare
-// status is read as.
+// table has one row for each code, by rising status. The first row of a status is the code
+// that a bare status is read as.
 var table = []struct {
 	code   leapcell.Code
 	status int
@@ -86,13 +86,10 @@ func New(err error, requestID string) Body {
 	if status == http.StatusInternalServerError {
 		code = leapcell.CodeInternal
 	}
-	b := Body{Type: typePrefix + string(code), Status: status, Code: code, Detail: leapcell.ErrorMessage(err), RequestID: requestID}
-	for _, row := range table {
-		if row.code == code {
-			b.Title = row.title
-		}
+	return Body{
+		Type: typePrefix + string(code), Title: Title(code), Status: status, Code: code,
+		Detail: leapcell.ErrorMessage(err), RequestID: requestID,
 	}
-	return b
 }
 
 // Parse makes an [leapcell.Error] of an HTTP answer. contentType and body may be anything: a
@@ -109,4 +106,23 @@ func Parse(status int, contentType string, body []byte) *leapcell.Error {
 		}
 	}
 	return leapcell.Errorf(Code(status), "the server answered %d %s", status, strings.ToLower(http.StatusText(status)))
+}
+
+// Codes gives all codes, by rising status.
+func Codes() []leapcell.Code {
+	codes := make([]leapcell.Code, 0, len(table))
+	for _, row := range table {
+		codes = append(codes, row.code)
+	}
+	return codes
+}
+
+// Title is what a code is called in an error body.
+func Title(code leapcell.Code) string {
+	for _, row := range table {
+		if row.code == code {
+			return row.title
+		}
+	}
+	return ""
 }
