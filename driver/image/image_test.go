@@ -1,0 +1,609 @@
+package image
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/compression"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/sys/unix"
+
+	"github.com/leapcell/leapcell"
+)
+
+// file is an entry of a test layer.
+type file struct {
+	name, text string
+	kind       byte // 0 is a regular file
+	mode       int64
+	uid        int
+	link       string
+	pax        map[string]string
+}
+
+func archive(t testing.TB, files ...file) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, f := range files {
+		h := &tar.Header{Name: f.name, Typeflag: f.kind, Mode: f.mode, Uid: f.uid, Gid: f.uid, Linkname: f.link, PAXRecords: f.pax}
+		if f.kind == 0 {
+			h.Typeflag, h.Size = tar.TypeReg, int64(len(f.text))
+		}
+		if f.mode == 0 {
+			h.Mode = 0o644
+		}
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(w, f.text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func dir(name string) file { return file{name: name, kind: tar.TypeDir, mode: 0o755} }
+
+func needRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: owners, devices and mounts")
+	}
+}
+
+func unpackInto(t testing.TB, files ...file) (string, error) {
+	t.Helper()
+	needRoot(t)
+	target := filepath.Join(t.TempDir(), "layer")
+	if err := os.Mkdir(target, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Unpack(t.Context(), bytes.NewReader(archive(t, files...)), target, DefaultLimits)
+	return target, err
+}
+
+func TestUnpack(t *testing.T) {
+	target, err := unpackInto(t,
+		dir("./"), dir("bin"), file{name: "bin/app", text: "hello", mode: 0o4755, uid: 7},
+		file{name: "bin/again", kind: tar.TypeLink, link: "bin/app"}, file{name: "sh", kind: tar.TypeSymlink, link: "/bin/app"},
+		file{name: "deep/er/file", text: "x"}, file{name: "old", text: "1"}, file{name: "old", text: "2"},
+		file{name: "dev/null", kind: tar.TypeChar}, file{name: "capable", text: "x", pax: map[string]string{
+			"SCHILY.xattr.user.note": "kept", "SCHILY.xattr.trusted.overlay.opaque": "y",
+		}},
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(filepath.Join(target, "bin/app"), &st); err != nil {
+		t.Fatal(err)
+	}
+	if st.Uid != 7 || st.Mode&0o7777 != 0o4755 || st.Nlink != 2 {
+		t.Errorf("bin/app: uid %d, mode %o, %d links; want 7, 4755, 2", st.Uid, st.Mode, st.Nlink)
+	}
+	for name, want := range map[string]string{"deep/er/file": "x", "old": "2"} {
+		if b, err := os.ReadFile(filepath.Join(target, name)); err != nil || string(b) != want {
+			t.Errorf("%s holds %q (%v), want %q", name, b, err, want)
+		}
+	}
+	if link, err := os.Readlink(filepath.Join(target, "sh")); err != nil || link != "/bin/app" {
+		t.Errorf("sh leads to %q (%v)", link, err)
+	}
+	if _, err := os.Lstat(filepath.Join(target, "dev/null")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a device was made: %v", err)
+	}
+	buf := make([]byte, 16)
+	if n, err := unix.Lgetxattr(filepath.Join(target, "capable"), "user.note", buf); err != nil || string(buf[:n]) != "kept" {
+		t.Errorf("user.note is %q (%v)", buf[:max(n, 0)], err)
+	}
+	if _, err := unix.Lgetxattr(filepath.Join(target, "capable"), opaqueXattr, buf); err == nil {
+		t.Error("an attribute of overlay was taken from the layer")
+	}
+}
+
+func TestUnpackHostile(t *testing.T) {
+	tests := map[string][]file{
+		"parent":                {{name: "../evil", text: "x"}},
+		"parent within":         {{name: "a/../../evil", text: "x"}},
+		"whiteout of parent":    {{name: "a/.wh...", text: ""}},
+		"empty whiteout":        {{name: ".wh.", text: ""}},
+		"through relative link": {{name: "out", kind: tar.TypeSymlink, link: ".."}, {name: "out/evil", text: "x"}},
+		"through absolute link": {{name: "out", kind: tar.TypeSymlink, link: "/"}, {name: "out/evil", text: "x"}},
+		"whiteout through link": {{name: "out", kind: tar.TypeSymlink, link: ".."}, {name: "out/.wh.evil"}},
+		"opaque through link":   {{name: "out", kind: tar.TypeSymlink, link: ".."}, {name: "out/.wh..wh..opq"}},
+		"folder through link":   {{name: "out", kind: tar.TypeSymlink, link: ".."}, dir("out/evil")},
+		"hard link out":         {{name: "evil", kind: tar.TypeLink, link: "../secret"}},
+		"hard link by a link":   {{name: "out", kind: tar.TypeSymlink, link: ".."}, {name: "evil", kind: tar.TypeLink, link: "out/secret"}},
+		"block device":          {{name: "disk", kind: tar.TypeBlock}},
+		"whiteout device":       {{name: "x", kind: tar.TypeChar}},
+	}
+	for what, files := range tests {
+		t.Run(what, func(t *testing.T) {
+			target, err := unpackInto(t, files...)
+			if leapcell.ErrorCode(err) != leapcell.CodeUnprocessable {
+				t.Errorf("error is %v, want unprocessable", err)
+			}
+			around, err := os.ReadDir(filepath.Dir(target))
+			if err != nil || len(around) != 1 {
+				t.Errorf("something was written beside the layer: %v (%v)", around, err)
+			}
+		})
+	}
+}
+
+func TestUnpackLimits(t *testing.T) {
+	needRoot(t)
+	layer := archive(t, file{name: "a", text: strings.Repeat("x", 4096)}, file{name: "b", text: "x"})
+	for _, limits := range []Limits{{Bytes: 100, Entries: 10}, {Bytes: 1 << 20, Entries: 1}} {
+		if _, err := Unpack(t.Context(), bytes.NewReader(layer), t.TempDir(), limits); leapcell.ErrorCode(err) != leapcell.CodeUnprocessable {
+			t.Errorf("limits %+v: error is %v, want unprocessable", limits, err)
+		}
+	}
+}
+
+func TestUnpackTruncated(t *testing.T) {
+	needRoot(t)
+	layer := archive(t, file{name: "a", text: strings.Repeat("x", 4096)})
+	if _, err := Unpack(t.Context(), bytes.NewReader(layer[:2000]), t.TempDir(), DefaultLimits); err == nil {
+		t.Error("half a layer is taken")
+	}
+}
+
+// FuzzUnpack looks for layers that reach out of their folder or bring the unpacker down.
+func FuzzUnpack(f *testing.F) {
+	needRoot(f)
+	f.Add(archive(f, dir("a"), file{name: "a/b", text: "x"}, file{name: "a/.wh.c"}, file{name: ".wh..wh..opq"}))
+	f.Add(archive(f, file{name: "out", kind: tar.TypeSymlink, link: ".."}, file{name: "out/evil", text: "x"}, file{name: "l", kind: tar.TypeLink, link: "out"}))
+	f.Fuzz(func(t *testing.T, layer []byte) {
+		outer := t.TempDir()
+		target := filepath.Join(outer, "layer")
+		if err := os.Mkdir(target, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		Unpack(t.Context(), bytes.NewReader(layer), target, Limits{Bytes: 1 << 20, Entries: 100})
+		if around, err := os.ReadDir(outer); err != nil || len(around) != 1 {
+			t.Errorf("something was written beside the layer: %v (%v)", around, err)
+		}
+	})
+}
+
+// testRegistry counts what is asked of it.
+type testRegistry struct {
+	host  string
+	blobs atomic.Int64 // downloads of blobs
+	seen  atomic.Int64 // requests
+}
+
+func newRegistry(t testing.TB) *testRegistry {
+	t.Helper()
+	r := &testRegistry{}
+	inner := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		r.seen.Add(1)
+		if req.Method == http.MethodGet && strings.Contains(req.URL.Path, "/blobs/") {
+			r.blobs.Add(1)
+		}
+		inner.ServeHTTP(w, req)
+	}))
+	t.Cleanup(server.Close)
+	r.host = strings.TrimPrefix(server.URL, "http://")
+	return r
+}
+
+// push makes an image of the layers and gives its reference by digest.
+func (r *testRegistry) push(t testing.TB, layers ...v1.Layer) string {
+	t.Helper()
+	img, err := mutate.AppendLayers(empty.Image, layers...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err = mutate.Config(img, v1.Config{Env: []string{"PATH=/bin"}, WorkingDir: "/app", Cmd: []string{"/bin/sh"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tag, err := name.NewTag(r.host + "/app:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Write(tag, img); err != nil {
+		t.Fatal(err)
+	}
+	digest, err := img.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r.host + "/app@" + digest.String()
+}
+
+func gzipped(t testing.TB, files ...file) v1.Layer {
+	return packed(t, compression.GZip, files...)
+}
+
+func packed(t testing.TB, how compression.Compression, files ...file) v1.Layer {
+	t.Helper()
+	b := archive(t, files...)
+	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }, tarball.WithCompression(how))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func newStore(t testing.TB) *Store {
+	t.Helper()
+	needRoot(t)
+	s, err := New(Config{Dir: filepath.Join(t.TempDir(), "store")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+func pull(t testing.TB, s *Store, ref string) *Image {
+	t.Helper()
+	img, err := s.Pull(t.Context(), ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+// tree is what a folder holds: names with kind, mode, owner and content.
+func tree(t testing.TB, root string) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	if err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(p, &st); err != nil {
+			return err
+		}
+		text := fmt.Sprintf("%o %d:%d %d", st.Mode, st.Uid, st.Gid, st.Rdev)
+		switch {
+		case d.Type().IsRegular():
+			b, err := os.ReadFile(p)
+			if err != nil {
+				return err
+			}
+			text += " " + string(b)
+		case d.Type()&fs.ModeSymlink != 0:
+			link, _ := os.Readlink(p)
+			text += " -> " + link
+		}
+		rel, err := filepath.Rel(root, p)
+		out[rel] = text
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func TestPullAndMount(t *testing.T) {
+	r, s := newRegistry(t), newStore(t)
+	plain := static.NewLayer(archive(t, dir("gone"), file{name: "gone/x", text: "1"}, file{name: "kept", text: "low"}, dir("d"), file{name: "d/low", text: "1"}), types.OCIUncompressedLayer)
+	ref := r.push(t, plain,
+		gzipped(t, file{name: ".wh.gone"}, file{name: "kept", text: "high"}, dir("d"), file{name: "d/.wh..wh..opq"}, file{name: "d/high", text: "2"}),
+		packed(t, compression.ZStd, dir("etc"), file{name: "etc/passwd", text: "root"}))
+	img := pull(t, s, ref)
+	if img.WorkDir != "/app" || !slices.Equal(img.Cmd, []string{"/bin/sh"}) || !slices.Equal(img.Env, []string{"PATH=/bin"}) || img.Ref != ref {
+		t.Errorf("image is %+v", img)
+	}
+	root := filepath.Join(t.TempDir(), "root")
+	if err := s.Mount(img, root); err != nil {
+		t.Fatal(err)
+	}
+	defer Unmount(root)
+	got := slices.Sorted(maps.Keys(tree(t, root)))
+	want := []string{".", "d", "d/high", "dev", "etc", "etc/hostname", "etc/hosts", "etc/passwd", "etc/resolv.conf", "kept", "proc", "sys", "tmp"}
+	if !slices.Equal(got, want) {
+		t.Errorf("the image holds %v, want %v", got, want)
+	}
+	if b, _ := os.ReadFile(filepath.Join(root, "kept")); string(b) != "high" {
+		t.Errorf("kept holds %q, want that of the higher layer", b)
+	}
+	if err := os.WriteFile(filepath.Join(root, "x"), nil, 0o644); !errors.Is(err, unix.EROFS) {
+		t.Errorf("writing gives %v, want read-only file system", err)
+	}
+	for range 2 {
+		if err := Unmount(root); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestPullOnce(t *testing.T) {
+	r, s := newRegistry(t), newStore(t)
+	ref := r.push(t, gzipped(t, file{name: "a", text: "1"}), gzipped(t, file{name: "b", text: "2"}))
+	var callers sync.WaitGroup
+	for range 10 {
+		callers.Go(func() { pull(t, s, ref) })
+	}
+	callers.Wait()
+	if n := r.blobs.Load(); n != 3 {
+		t.Errorf("%d blobs were fetched, want the config and two layers once", n)
+	}
+	before := r.seen.Load()
+	pull(t, s, ref)
+	s.Close()
+	again, err := New(s.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img := pull(t, again, ref)
+	if r.seen.Load() != before {
+		t.Error("an image that is there was asked for")
+	}
+	if len(img.Layers) != 2 || img.WorkDir != "/app" {
+		t.Errorf("after a restart the image is %+v", img)
+	}
+}
+
+func TestNewCleansUp(t *testing.T) {
+	r, s := newRegistry(t), newStore(t)
+	img := pull(t, s, r.push(t, gzipped(t, file{name: "a", text: "1"})))
+	s.Close()
+	half, unknown := s.path("tmp", "layer123"), s.path("layers", strings.Repeat("0", 64))
+	for _, d := range []string{half, unknown} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := New(s.cfg); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []string{half, unknown} {
+		if _, err := os.Stat(d); err == nil {
+			t.Errorf("%s is left", d)
+		}
+	}
+	if _, err := os.Stat(img.Layers[0]); err != nil {
+		t.Errorf("a layer in use was removed: %v", err)
+	}
+}
+
+// lying is a layer whose registry serves other content than the config names.
+type lying struct{ v1.Layer }
+
+func (l lying) DiffID() (v1.Hash, error) {
+	return v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("a", 64)}, nil
+}
+
+func TestPullErrors(t *testing.T) {
+	r, s := newRegistry(t), newStore(t)
+	good := r.push(t, gzipped(t, file{name: "a", text: "1"}))
+	host, _, _ := strings.Cut(good, "@")
+	tests := map[string]struct {
+		ref  string
+		want leapcell.Code
+	}{
+		"no digest":     {r.host + "/app:1", leapcell.CodeInvalid},
+		"not there":     {host + "@sha256:" + strings.Repeat("b", 64), leapcell.CodeNotFound},
+		"no registry":   {"127.0.0.1:1/app@sha256:" + strings.Repeat("b", 64), leapcell.CodeUnavailable},
+		"other content": {r.push(t, lying{gzipped(t, file{name: "a", text: "2"})}), leapcell.CodeUnprocessable},
+		"hostile":       {r.push(t, gzipped(t, file{name: "../a", text: "2"})), leapcell.CodeUnprocessable},
+	}
+	for what, tt := range tests {
+		if _, err := s.Pull(t.Context(), tt.ref); leapcell.ErrorCode(err) != tt.want {
+			t.Errorf("%s: error is %v, want %s", what, err, tt.want)
+		}
+	}
+	if left, _ := os.ReadDir(s.path("tmp")); len(left) > 0 {
+		t.Errorf("failed pulls left %v", left)
+	}
+}
+
+func TestDiskFull(t *testing.T) {
+	needRoot(t)
+	small := t.TempDir()
+	if err := unix.Mount("tmpfs", small, "tmpfs", 0, "size=256k"); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(small, unix.MNT_DETACH)
+	s, err := New(Config{Dir: small})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newRegistry(t)
+	_, err = s.Pull(t.Context(), r.push(t, gzipped(t, file{name: "a", text: strings.Repeat("x", 1<<20)})))
+	if leapcell.ErrorCode(err) != leapcell.CodeUnavailable || !strings.Contains(leapcell.ErrorMessage(err), "no space left on the disk of "+small) {
+		t.Errorf("error is %v, want one that names the full disk", err)
+	}
+}
+
+func TestManyLayers(t *testing.T) {
+	r, s := newRegistry(t), newStore(t)
+	var layers []v1.Layer
+	for i := range 120 {
+		layers = append(layers, static.NewLayer(archive(t, file{name: fmt.Sprintf("f%d", i), text: "x"}), types.OCIUncompressedLayer))
+	}
+	img := pull(t, s, r.push(t, layers...))
+	root := filepath.Join(t.TempDir(), "root")
+	if err := s.Mount(img, root); err != nil {
+		t.Fatal(err)
+	}
+	defer Unmount(root)
+	if n := len(tree(t, root)); n != 120+9 {
+		t.Errorf("the image holds %d names, want 129", n)
+	}
+}
+
+// build changes a mounted image in every way that a layer can tell.
+func build(t *testing.T, root string) {
+	t.Helper()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	in := func(name string) string { return filepath.Join(root, name) }
+	must(os.WriteFile(in("app/new"), []byte("n"), 0o600))
+	must(os.Link(in("app/new"), in("app/twin")))
+	must(os.Symlink("/app/new", in("link")))
+	must(os.Remove(in("removed")))
+	must(os.RemoveAll(in("replaced")))
+	must(os.Mkdir(in("replaced"), 0o711))
+	must(os.WriteFile(in("replaced/fresh"), []byte("f"), 0o644))
+	must(os.WriteFile(in("changed"), []byte("c"), 0o755))
+	must(os.Lchown(in("changed"), 33, 33))
+	must(unix.Setxattr(in("changed"), "user.note", []byte("v"), 0))
+	must(os.WriteFile(in("tmp/rubbish"), []byte("x"), 0o644))
+	must(os.MkdirAll(in("cache/x"), 0o755))
+	must(os.WriteFile(in("etc/pip.conf"), nil, 0o644))
+}
+
+func TestCommit(t *testing.T) {
+	r, s := newRegistry(t), newStore(t)
+	base := pull(t, s, r.push(t, gzipped(t, dir("app"), file{name: "app/source", text: "s"}, file{name: "removed", text: "x"},
+		dir("replaced"), file{name: "replaced/old", text: "x"}, file{name: "changed", text: "x"})))
+	scratch, root := t.TempDir(), filepath.Join(t.TempDir(), "root")
+	if err := s.MountWritable(base, root, scratch); err != nil {
+		t.Fatal(err)
+	}
+	defer Unmount(root)
+	build(t, root)
+	merged := tree(t, root)
+	if err := Unmount(root); err != nil {
+		t.Fatal(err)
+	}
+	result := Result{Upper: Upper(scratch), Exclude: []string{"/cache", "/etc/pip.conf"}, Cmd: []string{"bash", "-c", "./new"}, WorkDir: "/app", Env: []string{"A=b"}}
+	var phases []leapcell.State
+	digest, size, err := s.Commit(t.Context(), base, result, r.host+"/app:2", func(p leapcell.State, _ string) {
+		if len(phases) == 0 || phases[len(phases)-1] != p {
+			phases = append(phases, p)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if size <= 0 || !slices.Equal(phases, []leapcell.State{leapcell.Packaging, leapcell.Publishing}) {
+		t.Errorf("size is %d, phases are %v", size, phases)
+	}
+	if again, _, err := s.Commit(t.Context(), base, result, r.host+"/app:3", nil); err != nil || again != digest {
+		t.Errorf("the same build again gives %s (%v), want %s", again, err, digest)
+	}
+
+	img := pull(t, s, r.host+"/app@"+digest)
+	if !slices.Equal(img.Cmd, result.Cmd) || img.WorkDir != "/app" || !slices.Equal(img.Env, result.Env) || len(img.Layers) != 2 {
+		t.Errorf("image is %+v", img)
+	}
+	if err := s.Mount(img, root); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"tmp/rubbish", "cache", "cache/x", "etc/pip.conf"} {
+		delete(merged, name)
+	}
+	app := fmt.Sprintf(" %d:%d ", leapcell.InstanceUID, leapcell.InstanceGID)
+	for _, name := range []string{"app", "app/new", "app/twin"} {
+		merged[name] = strings.Replace(merged[name], " 0:0 ", app, 1)
+	}
+	got := tree(t, root)
+	for _, name := range slices.Sorted(maps.Keys(merged)) {
+		if got[name] != merged[name] {
+			t.Errorf("%s is %q, want %q", name, got[name], merged[name])
+		}
+		delete(got, name)
+	}
+	for name := range got {
+		t.Errorf("%s should not be there", name)
+	}
+	buf := make([]byte, 8)
+	if n, err := unix.Lgetxattr(filepath.Join(root, "changed"), "user.note", buf); err != nil || string(buf[:n]) != "v" {
+		t.Errorf("the attribute is lost: %v", err)
+	}
+}
+
+func TestCommitCancelled(t *testing.T) {
+	r, s := newRegistry(t), newStore(t)
+	base := pull(t, s, r.push(t, gzipped(t, file{name: "a", text: "1"})))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	upper := t.TempDir()
+	if err := os.WriteFile(filepath.Join(upper, "x"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.Commit(ctx, base, Result{Upper: upper}, r.host+"/app:2", nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("error is %v, want the context's", err)
+	}
+}
+
+func BenchmarkMount(b *testing.B) {
+	r, s := newRegistry(b), newStore(b)
+	img := pull(b, s, r.push(b, gzipped(b, file{name: "a", text: "1"}), gzipped(b, file{name: "b", text: "1"}), gzipped(b, file{name: "c", text: "1"})))
+	root := filepath.Join(b.TempDir(), "root")
+	b.Run("read-only", func(b *testing.B) {
+		for b.Loop() {
+			if err := s.Mount(img, root); err != nil {
+				b.Fatal(err)
+			}
+			b.StopTimer()
+			if err := Unmount(root); err != nil {
+				b.Fatal(err)
+			}
+			b.StartTimer()
+		}
+	})
+	b.Run("writable", func(b *testing.B) {
+		for b.Loop() {
+			if err := s.MountWritable(img, root, b.TempDir()); err != nil {
+				b.Fatal(err)
+			}
+			b.StopTimer()
+			if err := Unmount(root); err != nil {
+				b.Fatal(err)
+			}
+			b.StartTimer()
+		}
+	})
+}
+
+// BenchmarkUnpack is a layer of many small files, as interpreters and their packages have.
+func BenchmarkUnpack(b *testing.B) {
+	needRoot(b)
+	files := []file{}
+	for d := range 100 {
+		files = append(files, dir(fmt.Sprintf("usr/lib/p%d", d)))
+		for f := range 100 {
+			files = append(files, file{name: fmt.Sprintf("usr/lib/p%d/f%d", d, f), text: strings.Repeat("x", 4000)})
+		}
+	}
+	layer := archive(b, files...)
+	b.SetBytes(int64(len(layer)))
+	for b.Loop() {
+		if _, err := Unpack(b.Context(), bytes.NewReader(layer), b.TempDir(), DefaultLimits); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
