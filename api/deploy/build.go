@@ -146,7 +146,11 @@ func (f *buildFollower) phases(ctx context.Context, task *api.TaskState) error {
 		if to == "" || !f.state.CanBecome(to) || to == leapcell.Starting || to.Done() {
 			continue
 		}
-		if _, err := f.d.move(ctx, f.w, to, nil); err != nil {
+		// The node says it in the log itself, between the lines it belongs to.
+		if _, err := f.d.update(ctx, f.w.id, func(dep *leapcell.Deployment) error {
+			dep.State = to
+			return nil
+		}); err != nil {
 			return err
 		}
 		f.state = to
@@ -158,19 +162,18 @@ func (f *buildFollower) judge(a *api.AllocationListStub, task *api.TaskState) er
 	if a.ClientStatus == api.AllocClientStatusComplete && (task == nil || !task.Failed) {
 		return nil
 	}
-	problem := leapcell.Problem{Code: leapcell.CodeBuildFailed, LogTail: f.w.log.tail()}
-	switch ended := lastEvent(task, api.TaskTerminated); {
+	problem := leapcell.Problem{Code: leapcell.CodeBuildFailed}
+	switch ended, broken := lastEvent(task, api.TaskTerminated), lastEvent(task, api.TaskDriverFailure); {
 	case a.ClientStatus == api.AllocClientStatusLost:
 		problem.Message = "the node that ran the build was lost: deploy again"
+	case broken != nil:
+		problem.Message = "the build could not be run: " + driverMessage(broken)
 	case ended != nil && ended.ExitCode != 0:
-		problem.ExitCode = new(ended.ExitCode)
-		problem.Message = fmt.Sprintf("the build command failed with exit code %d", ended.ExitCode)
-		if said := exitMessage(ended); said != "" {
-			problem.Message = "the build failed: " + said
-		}
+		problem = buildFailure(ended)
 	default:
 		problem.Message = "the build could not be run: " + eventText(a, task)
 	}
+	problem.LogTail = f.w.log.tail()
 	return &failure{problem}
 }
 

@@ -129,7 +129,7 @@ func TestFailures(t *testing.T) {
 		tail   string
 	}{
 		"build command": {func(w *world) { w.build = badBuild(2, "one\nno such module\n") },
-			leapcell.CodeBuildFailed, "the build command failed with exit code 2", new(2), "no such module"},
+			leapcell.CodeBuildFailed, "the build command exited with code 2", new(2), "no such module"},
 		"wrong port": {func(w *world) {
 			w.status = func(string) leapcell.GateStatus {
 				return leapcell.GateStatus{Code: leapcell.CodePortNotListening, Message: leapcell.PortNotListeningText(8080)}
@@ -150,6 +150,14 @@ func TestFailures(t *testing.T) {
 				a.TaskStates["shop-x"].Events = []*api.TaskEvent{{Type: api.TaskDriverFailure, DriverError: "rpc error: code = Unknown desc = image: not found"}}
 			}
 		}, leapcell.CodeStartFailed, "the instance could not be started: image: not found", nil, ""},
+		"node could not start it": {func(w *world) {
+			w.start = func(w *world, a *api.AllocationListStub) {
+				a.ClientStatus = api.AllocClientStatusFailed
+				a.TaskStates["shop-x"].Events = []*api.TaskEvent{{Type: api.TaskTerminated, ExitCode: 1,
+					Details: map[string]string{"exit_message": "start failed: the image could not be mounted"}}}
+			}
+			w.build = goodBuild
+		}, leapcell.CodeStartFailed, "the instance could not be started: the image could not be mounted", nil, ""},
 		"source":        {func(w *world) { w.fetch = leapcell.Errorf(leapcell.CodeUnprocessable, "no branch") }, leapcell.CodeUnprocessable, "no branch", nil, ""},
 		"settings":      {func(w *world) { w.tree.Settings.Runtime = "cobol" }, leapcell.CodeInvalid, `the runtime "cobol" is not known`, nil, ""},
 		"start command": {func(w *world) { w.tree.Settings.Runtime = "rust" }, leapcell.CodeInvalid, "no start command is set", nil, ""},
@@ -234,7 +242,7 @@ func TestWaitsForVault(t *testing.T) {
 	asked := 0
 	w.status = func(string) leapcell.GateStatus {
 		if asked++; asked < 3 {
-			return leapcell.GateStatus{Code: leapcell.CodeUnavailable, Message: "Vault is sealed"}
+			return leapcell.GateStatus{Code: leapcell.CodeStartFailed, Message: "Vault is sealed"}
 		}
 		return leapcell.GateStatus{Ready: true}
 	}
@@ -243,7 +251,7 @@ func TestWaitsForVault(t *testing.T) {
 	if dep.State != leapcell.Live {
 		t.Fatalf("%s: %+v", dep.State, dep.Error)
 	}
-	if log := readLog(t, d, dep.ID); strings.Count(log, "==> waiting: Vault is sealed\n") != 1 {
+	if log := readLog(t, d, dep.ID); strings.Count(log, "==> waiting: the instance could not be started: Vault is sealed\n") != 1 {
 		t.Errorf("log:\n%s", log)
 	}
 }
@@ -251,12 +259,12 @@ func TestWaitsForVault(t *testing.T) {
 func TestVaultStaysSealed(t *testing.T) {
 	w := newWorld(t)
 	w.status = func(string) leapcell.GateStatus {
-		return leapcell.GateStatus{Code: leapcell.CodeUnavailable, Message: "Vault is sealed"}
+		return leapcell.GateStatus{Code: leapcell.CodeStartFailed, Message: "Vault is sealed"}
 	}
 	w.tree.Settings.StartTimeout = leapcell.Duration(100 * time.Millisecond)
 	d := w.deployer(w.view(0, false), func(c *Config) { c.Patience, c.StartGrace = 20*time.Millisecond, 20*time.Millisecond })
 	dep := w.finish(d, w.submit(d).ID)
-	if dep.State != leapcell.Failed || dep.Error.Message != "Vault is sealed" {
+	if dep.State != leapcell.Failed || !strings.Contains(dep.Error.Message, "Vault is sealed") {
 		t.Errorf("%s: %+v", dep.State, dep.Error)
 	}
 }

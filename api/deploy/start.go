@@ -176,24 +176,13 @@ func passing(p leapcell.Problem) bool {
 func (r *readiness) startFailure(a *api.AllocationListStub) *failure {
 	r.probed = a.ID
 	task := a.TaskStates[r.svc.ID]
-	p := leapcell.Problem{Code: leapcell.CodeStartFailed}
 	if e := lastEvent(task, api.TaskDriverFailure); e != nil {
-		p.Message = "the instance could not be started: " + driverMessage(e)
-		if mayComeBack(p.Message) {
-			p.Code = leapcell.CodeUnavailable
-		}
-		return &failure{p}
+		return &failure{startFailed(driverMessage(e))}
 	}
 	if e := lastEvent(task, api.TaskTerminated); e != nil {
-		p.Code, p.ExitCode = leapcell.CodeStartExited, new(e.ExitCode)
-		p.Message = startExited(e.ExitCode)
-		if said := exitMessage(e); said != "" {
-			p.Message += ": " + said
-		}
-		return &failure{p}
+		return &failure{exitFailure(r.dep.Settings.Port, e)}
 	}
-	p.Message = "the instance could not be started: " + eventText(a, task)
-	return &failure{p}
+	return &failure{startFailed(eventText(a, task))}
 }
 
 // probe asks the gate of an allocation, after a pause when it has been asked before.

@@ -63,40 +63,78 @@ func driverMessage(e *api.TaskEvent) string {
 
 // exitMessage is what the node adds to an exit code, such as "out of memory".
 func exitMessage(e *api.TaskEvent) string {
-	for _, text := range []string{e.Details["exit_message"], e.Message} {
-		text = strings.TrimSpace(text)
-		if text != "" && !strings.HasPrefix(text, "exited with code") && !strings.HasPrefix(text, "Exit Code") {
-			return text
-		}
+	text := strings.TrimSpace(e.Details["exit_message"])
+	if strings.HasPrefix(text, "exited with code") {
+		return ""
 	}
-	return ""
+	return text
 }
 
-func startExited(code int) string {
-	return fmt.Sprintf("the start command exited with code %d before it listened", code)
+// buildFailure is the problem of a build that ended with e.
+func buildFailure(e *api.TaskEvent) leapcell.Problem {
+	p := leapcell.Problem{Code: leapcell.CodeBuildFailed, Message: exitMessage(e)}
+	if p.Message == "" || strings.HasPrefix(p.Message, "the build command exited") {
+		p.ExitCode = new(e.ExitCode) // of the command; else it is the node's own
+	}
+	switch {
+	case p.Message == "":
+		p.Message = fmt.Sprintf("the build command exited with code %d", e.ExitCode)
+	case p.ExitCode == nil:
+		p.Message = "the build failed: " + p.Message
+	}
+	return p
+}
+
+// nodeStartFailed is how the node's message begins when it could not start the app at all.
+const nodeStartFailed = "start failed: "
+
+// exitFailure is the problem of an instance that ended with e before it was ready.
+func exitFailure(port int, e *api.TaskEvent) leapcell.Problem {
+	said := exitMessage(e)
+	if why, ok := strings.CutPrefix(said, nodeStartFailed); ok {
+		return startFailed(why)
+	}
+	if said == leapcell.PortNotListeningText(port) {
+		return leapcell.Problem{Code: leapcell.CodePortNotListening, Message: said}
+	}
+	return startExited(e.ExitCode, said)
+}
+
+func startFailed(why string) leapcell.Problem {
+	p := leapcell.Problem{Code: leapcell.CodeStartFailed, Message: "the instance could not be started: " + why}
+	if mayComeBack(why) {
+		p.Code = leapcell.CodeUnavailable
+	}
+	return p
+}
+
+func startExited(code int, said string) leapcell.Problem {
+	p := leapcell.Problem{
+		Code: leapcell.CodeStartExited, ExitCode: new(code),
+		Message: fmt.Sprintf("the start command exited with code %d before it listened", code),
+	}
+	if said != "" && !strings.HasPrefix(said, "exited with code") {
+		p.Message += ": " + said
+	}
+	return p
 }
 
 // gateFailure is what the gate of an instance says about its failed start. [LC5, LC6]
 func gateFailure(s leapcell.GateStatus) *failure {
-	p := leapcell.Problem{Code: s.Code, Message: s.Message, ExitCode: s.ExitCode}
-	if p.Message == "" {
-		p.Message = leapcell.TextStartFailed
+	switch {
+	case s.Code == leapcell.CodeStartExited && s.ExitCode != nil:
+		return &failure{startExited(*s.ExitCode, s.Message)}
+	case s.Code == leapcell.CodeStartFailed:
+		return &failure{startFailed(s.Message)}
 	}
-	if p.Code == leapcell.CodeStartExited && s.ExitCode != nil && !strings.Contains(p.Message, "start command") {
-		text := startExited(*s.ExitCode)
-		if s.Message != "" && !strings.HasPrefix(s.Message, "exited with code") {
-			text += ": " + s.Message
-		}
-		p.Message = text
-	}
-	return &failure{p}
+	return &failure{leapcell.Problem{Code: s.Code, Message: s.Message, ExitCode: s.ExitCode}}
 }
 
-// mayComeBack reports whether the driver could not start an instance for want of a service
-// that an operator will bring back.
+// mayComeBack reports whether an instance could not be started for want of a service that
+// an operator will bring back.
 func mayComeBack(message string) bool {
 	message = strings.ToLower(message)
-	for _, sign := range []string{"vault", "sealed", "connection refused", "does not answer", "no cluster leader"} {
+	for _, sign := range []string{"vault", "from nomad", "connection refused", "does not answer", "no cluster leader"} {
 		if strings.Contains(message, sign) {
 			return true
 		}

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -228,6 +229,14 @@ func TestLimits(t *testing.T) {
 		}
 		if left, _ := filepath.Glob(filepath.Join(s.cfg.Dir, "*", "*")); len(left) > 0 {
 			t.Errorf("left behind: %v", left)
+		}
+	})
+	t.Run("of the server", func(t *testing.T) {
+		s := newStore(t, nil)
+		body := io.NopCloser(bytes.NewReader(archive(t, file("a", string(noise)))))
+		_, err := s.Save(t.Context(), http.MaxBytesReader(nil, body, 100))
+		if leapcell.ErrorCode(err) != leapcell.CodeTooLarge {
+			t.Errorf("error is %v", err)
 		}
 	})
 	t.Run("unpacked", func(t *testing.T) {

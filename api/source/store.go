@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -91,11 +92,14 @@ func (s *Store) Save(ctx context.Context, r io.Reader) (string, error) {
 	hash := sha256.New()
 	limited := io.LimitReader(contextReader{ctx, r}, s.cfg.MaxUpload+1)
 	n, err := io.Copy(io.MultiWriter(f, hash), limited)
+	var over *http.MaxBytesError // of the server's own limit
 	switch {
+	case errors.As(err, &over):
+		fallthrough
+	case err == nil && n > s.cfg.MaxUpload:
+		return "", leapcell.Errorf(leapcell.CodeTooLarge, "the upload is over the limit of %s: leave out what the build makes or downloads by .gitignore or .dockerignore", megabytes(s.cfg.MaxUpload))
 	case err != nil:
 		return "", diskError(err, "the upload could not be received")
-	case n > s.cfg.MaxUpload:
-		return "", leapcell.Errorf(leapcell.CodeTooLarge, "the upload is over the limit of %s: leave out what the build makes or downloads by .gitignore or .dockerignore", megabytes(s.cfg.MaxUpload))
 	}
 	if err := checkGzip(f); err != nil {
 		return "", err
