@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"regexp"
 	"strings"
 	"time"
 
@@ -78,8 +79,8 @@ func (c *Client) wrap(err error, what string) error {
 			"Nomad refused to "+what+": the token of leapcelld may not do that; check --nomad-token-file")
 	case status >= 500 && strings.Contains(err.Error(), "No cluster leader"):
 		return leapcell.Wrap(leapcell.CodeUnavailable, err, fmt.Sprintf("Nomad at %s has no leader at the moment: repeat in some seconds", c.cfg.Address))
-	case status != 0:
-		return leapcell.Wrap(leapcell.CodeInternal, err, fmt.Sprintf("Nomad refused to %s: %s", what, bodyOf(err)))
+	case status != 0: // it understood and said no: a fault of ours
+		return leapcell.Wrap(leapcell.CodeInternal, err, fmt.Sprintf("Nomad refused to %s: %s", what, oneLine(bodyOf(err))))
 	}
 	return leapcell.Wrap(leapcell.CodeUnavailable, err,
 		fmt.Sprintf("Nomad at %s does not answer: %s; is the agent running?", c.cfg.Address, rootCause(err)))
@@ -99,6 +100,19 @@ func bodyOf(err error) string {
 		return strings.TrimSpace(e.Body())
 	}
 	return err.Error()
+}
+
+var errorCount = regexp.MustCompile(`\d+ errors? occurred:`)
+
+// oneLine makes one line of what Nomad lists over many: "1 error occurred:\n\t* a\n\t* b".
+func oneLine(text string) string {
+	var parts []string
+	for line := range strings.Lines(errorCount.ReplaceAllString(text, "")) {
+		if part := strings.TrimRight(strings.TrimLeft(line, " \t\n*"), " \t\n:"); part != "" {
+			parts = append(parts, part)
+		}
+	}
+	return strings.Join(parts, "; ")
 }
 
 // rootCause is the innermost text of err: "connect: connection refused".

@@ -240,6 +240,9 @@ func testJobs(t *testing.T, c *Client) {
 	bad.TaskGroups[0].Tasks[0].Driver = ""
 	err = c.Register(ctx, bad)
 	wantCode(t, err, leapcell.CodeInternal, "bad-1", "driver")
+	if strings.ContainsAny(leapcell.ErrorMessage(err), "\n\t") {
+		t.Errorf("more than one line: %q", leapcell.ErrorMessage(err))
+	}
 }
 
 func testLogs(t *testing.T, c *Client, alloc string) {
@@ -322,6 +325,26 @@ func testVariables(t *testing.T, c *Client) {
 	}
 	_, err = c.Variable(ctx, path)
 	wantCode(t, err, leapcell.CodeNotFound)
+}
+
+func TestOneLine(t *testing.T) {
+	for text, want := range map[string]string{
+		"1 error occurred:\n\t* Task group app validation failed: 2 errors occurred:\n\t* a\n\t* b: c\n\n": "Task group app validation failed; a; b: c",
+		"plain": "plain", "": "",
+	} {
+		if got := oneLine(text); got != want {
+			t.Errorf("%q becomes %q, want %q", text, got, want)
+		}
+	}
+}
+
+func FuzzOneLine(f *testing.F) {
+	f.Add("1 error occurred:\n\t* a")
+	f.Fuzz(func(t *testing.T, text string) {
+		if got := oneLine(text); strings.Contains(got, "\n") {
+			t.Errorf("%q becomes %q", text, got)
+		}
+	})
 }
 
 func TestNomadThatIsNotThere(t *testing.T) {

@@ -55,7 +55,7 @@ func (s *Server) logged(c *gin.Context) {
 		level = slog.LevelDebug
 	}
 	s.cfg.Log.Log(c.Request.Context(), level, "api call", "method", c.Request.Method, "path", c.Request.URL.Path,
-		"status", c.Writer.Status(), "took", time.Since(start), "token", c.GetString(keyToken), "request", c.GetString(keyRequestID))
+		"status", c.Writer.Status(), "took", time.Since(start).String(), "token", c.GetString(keyToken), "request", c.GetString(keyRequestID))
 }
 
 // recovered turns a panic into an internal error. http.ErrAbortHandler passes: it cuts the
