@@ -76,11 +76,10 @@ func Service(s ServiceSpec) *api.Job {
 		Description: "Leapcell service " + s.Service.Name + ", deployment " + s.Deployment.ID,
 		Links:       []*api.JobUILink{{Label: "Open " + s.Service.Name, URL: s.Service.URL}},
 	}
-	// Without this each change would open a Nomad deployment, which blocks scaling.
-	job.Update = &api.UpdateStrategy{MaxParallel: new(0)}
+	job.Update = noUpdates(*task.KillTimeout)
 	group := job.TaskGroups[0]
 	group.Count = new(s.Count)
-	group.Update = &api.UpdateStrategy{MaxParallel: new(0)}
+	group.Update = noUpdates(*task.KillTimeout)
 	group.Networks = []*api.NetworkResource{{DynamicPorts: []api.Port{{Label: leapcell.PortLabel}}}}
 	group.RestartPolicy = &api.RestartPolicy{
 		Attempts: new(3), Interval: new(time.Minute), Delay: new(500 * time.Millisecond),
@@ -91,6 +90,14 @@ func Service(s ServiceSpec) *api.Job {
 		Delay: new(5 * time.Second), DelayFunction: new("exponential"), MaxDelay: new(2 * time.Minute),
 	}
 	return job
+}
+
+// noUpdates switches Nomad's own deployments off: each would block scaling. Nomad still wants
+// their deadline to be longer than the kill timeout.
+func noUpdates(killTimeout time.Duration) *api.UpdateStrategy {
+	return &api.UpdateStrategy{
+		MaxParallel: new(0), ProgressDeadline: new(max(10*time.Minute, killTimeout+time.Minute)),
+	}
 }
 
 // BuildSpec is what [Build] needs to know.

@@ -80,7 +80,7 @@ func (d *Deployer) registerBuild(ctx context.Context, svc leapcell.Service, dep 
 	if err != nil {
 		return err
 	}
-	return d.cfg.Nomad.Register(ctx, jobs.Build(jobs.BuildSpec{
+	return d.register(ctx, jobs.Build(jobs.BuildSpec{
 		Namespace: d.cfg.Namespace, Service: svc, Deployment: dep,
 		SourceImage: source,
 		Output:      fmt.Sprintf("%s/%s/app:%d", d.cfg.RegistryAddress, svc.ID, dep.Number),

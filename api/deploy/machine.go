@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
+
+	"github.com/hashicorp/nomad/api"
 
 	"github.com/leapcell/leapcell"
 )
@@ -265,6 +268,17 @@ func sleep(ctx context.Context, pause time.Duration) error {
 		return ctx.Err()
 	}
 }
+
+// register registers a job. That Nomad refuses one is our fault, and said in one line.
+func (d *Deployer) register(ctx context.Context, job *api.Job) error {
+	err := d.cfg.Nomad.Register(ctx, job)
+	if leapcell.ErrorCode(err) != leapcell.CodeInternal {
+		return err
+	}
+	return leapcell.Wrap(leapcell.CodeInternal, err, "Nomad did not accept the job "+*job.ID+", which is a fault of the platform: "+oneLine(leapcell.ErrorMessage(err)))
+}
+
+func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
 
 // failure is an error with more to tell than a message.
 type failure struct{ problem leapcell.Problem }

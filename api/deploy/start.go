@@ -66,7 +66,7 @@ func (d *Deployer) runService(ctx context.Context, svc leapcell.Service, dep lea
 	job, err := d.cfg.Nomad.Job(ctx, dep.ID)
 	switch {
 	case leapcell.ErrorCode(err) == leapcell.CodeNotFound, err == nil && job.Stop != nil && *job.Stop:
-		return d.cfg.Nomad.Register(ctx, jobs.Service(jobs.ServiceSpec{
+		return d.register(ctx, jobs.Service(jobs.ServiceSpec{
 			Namespace: d.cfg.Namespace, Service: svc, Deployment: dep, Count: n,
 		}))
 	case err != nil:
