@@ -92,17 +92,26 @@ func (f fakeAPI) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 func TestWaitPollsUntilDone(t *testing.T) {
-	calls := 0
-	c := &Client{base: "http://x", http: &http.Client{Transport: fakeAPI(func(r *http.Request) (int, string, error) {
-		if calls++; calls < 3 {
-			return 200, `{"state":"building"}`, nil
+	synctest.Test(t, func(t *testing.T) {
+		calls, start := 0, time.Now()
+		c := &Client{base: "http://x", http: &http.Client{Transport: fakeAPI(func(r *http.Request) (int, string, error) {
+			switch calls++; calls {
+			case 1:
+				time.Sleep(pollLength) // as a server does
+				return 200, `{"state":"building"}`, nil
+			case 2, 3: // as one that ends does
+				return 200, `{"state":"building"}`, nil
+			}
+			return 200, `{"state":"failed"}`, nil
+		})}}
+		d, err := c.Wait(t.Context(), "python-1")
+		if err != nil || d.State != leapcell.Failed || calls != 4 {
+			t.Errorf("%+v, %v after %d calls", d, err, calls)
 		}
-		return 200, `{"state":"failed"}`, nil
-	})}}
-	d, err := c.Wait(t.Context(), "python-1")
-	if err != nil || d.State != leapcell.Failed || calls != 3 {
-		t.Errorf("%+v, %v after %d calls", d, err, calls)
-	}
+		if took := time.Since(start); took != pollLength+2*waitRetry {
+			t.Errorf("took %s: a server that answers at once must not be asked without a pause", took)
+		}
+	})
 }
 
 func TestWaitBearsARestart(t *testing.T) {

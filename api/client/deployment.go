@@ -114,13 +114,16 @@ const (
 func (c *Client) Wait(ctx context.Context, id string) (leapcell.Deployment, error) {
 	var lostAt time.Time
 	for {
+		asked := time.Now()
 		d, err := c.wait(ctx, id)
 		switch {
 		case err == nil && d.State.Done():
 			return d, nil
 		case err == nil:
 			lostAt = time.Time{}
-			continue
+			if time.Since(asked) > waitRetry {
+				continue
+			} // else the server ends, and answers at once
 		case leapcell.ErrorCode(err) != leapcell.CodeUnavailable || ctx.Err() != nil:
 			return d, err
 		case lostAt.IsZero():

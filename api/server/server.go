@@ -31,14 +31,21 @@ type Config struct {
 	Workspace   string                                 // of new services
 	Version     string
 	UploadLimit int64 // bytes of a source archive
-	CallsPerMin int   // API calls a minute and token: 100 to 10,000
+	CallsPerMin int   // API calls a minute and admin token: 100 to 10,000
 	Log         *slog.Logger
 }
 
+// The limits of the limit of calls: those of the smallest and of the largest plan.
+const (
+	minCallsPerMin = 100
+	maxCallsPerMin = 10_000
+)
+
 // Validate checks the settings that an operator may get wrong.
 func (c Config) Validate() error {
-	if c.CallsPerMin < 100 || c.CallsPerMin > 10_000 {
-		return leapcell.Errorf(leapcell.CodeInvalid, "the limit of API calls a minute is %d: it must be from 100 to 10000", c.CallsPerMin)
+	if c.CallsPerMin < minCallsPerMin || c.CallsPerMin > maxCallsPerMin {
+		return leapcell.Errorf(leapcell.CodeInvalid, "the limit of API calls a minute is %d: it must be from %d to %d",
+			c.CallsPerMin, minCallsPerMin, maxCallsPerMin)
 	}
 	if c.UploadLimit < 1 {
 		return leapcell.Errorf(leapcell.CodeInvalid, "the upload limit is %d bytes: it must be positive", c.UploadLimit)
