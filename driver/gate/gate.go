@@ -118,14 +118,14 @@ func (s State) String() string {
 // Gate is the listener of one instance. All methods may be called at any time from any
 // goroutine.
 type Gate struct {
-	cfg       Config
-	server    *http.Server
-	transport *http.Transport
-	upgrades  *httputil.ReverseProxy // persistent mode's WebSockets
-	header    []string               // value of HeaderInstance, shared by all answers
-	app       atomic.Pointer[string] // address that answered the probe
-	egress    atomic.Int64           // body bytes sent, ever
-	cancel    context.CancelFunc     // ends the probe
+	cfg      Config
+	server   *http.Server
+	upstream *upstream
+	upgrades *httputil.ReverseProxy // persistent mode's WebSockets
+	header   []string               // value of HeaderInstance, shared by all answers
+	app      atomic.Pointer[string] // address that answered the probe
+	egress   atomic.Int64           // body bytes sent, ever
+	cancel   context.CancelFunc     // ends the probe
 
 	started chan struct{} // closed on leaving Starting
 	idle    chan struct{} // closed when draining or failed and nothing is in flight
@@ -162,7 +162,7 @@ func New(cfg Config) *Gate {
 	}
 	g.timer = time.AfterFunc(time.Hour, g.suspend)
 	g.timer.Stop()
-	g.transport = newTransport(g)
+	g.upstream = newUpstream(g.dial)
 	g.upgrades = newUpgrader(g)
 	g.server = &http.Server{
 		Handler: g,
@@ -291,7 +291,7 @@ func (g *Gate) Close(ctx context.Context) {
 	if g.server.Shutdown(ctx) != nil {
 		_ = g.server.Close()
 	}
-	g.transport.CloseIdleConnections()
+	g.upstream.close()
 	g.mu.Lock()
 	g.state = Stopped
 	g.timer.Stop()
@@ -337,7 +337,7 @@ func (g *Gate) Stats() Stats {
 		s.App = *a
 	}
 	if !g.launched.IsZero() {
-		s.Sandbox = g.launched.Sub(g.cfg.Begin)
+		s.Sandbox = max(g.launched.Sub(g.cfg.Begin), 0)
 		if g.wasReady {
 			s.Start = g.ready.Sub(g.launched)
 		}

@@ -782,6 +782,74 @@ func TestLI5_Crash(t *testing.T) {
 	})
 }
 
+func TestRQ6_NothingIsSentTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var asked atomic.Int32
+		f := newFixture(t, Config{}, func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/poison" {
+				asked.Add(1)
+				panic(http.ErrAbortHandler)
+			}
+			hello(w, r)
+		})
+		f.ready()
+		for range 2 { // over a fresh connection, then over one that was used
+			f.want(f.get("/poison"), 502, leapcell.TextCrashed)
+			f.want(f.get("/"), 200, "hello")
+		}
+		if n := asked.Load(); n != 2 {
+			t.Errorf("the app was asked %d times for 2 requests", n)
+		}
+	})
+}
+
+func TestIdleConnectionsAreNotKeptForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, Config{}, hello)
+		f.ready()
+		dials := func() int { f.app.mu.Lock(); defer f.app.mu.Unlock(); return len(f.app.dials) }
+		f.get("/")
+		first := dials()
+		time.Sleep(keepAlive / 2)
+		f.get("/")
+		if dials() != first {
+			t.Error("a connection was not used again")
+		}
+		time.Sleep(keepAlive + 1)
+		f.get("/")
+		if dials() != first+1 {
+			t.Error("an old connection was used again")
+		}
+	})
+}
+
+func TestEarlyAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, Config{}, func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/upload" {
+				http.Error(w, "not so big", 413)
+				return
+			}
+			hello(w, r)
+		})
+		f.ready()
+		body, more := io.Pipe() // an upload that never ends
+		go func() {
+			for {
+				if _, err := more.Write(make([]byte, 1<<10)); err != nil {
+					return
+				}
+			}
+		}()
+		f.want(f.do(request("POST", "/upload", body)), 413, "not so big")
+		body.Close()
+		f.want(f.get("/"), 200, "hello")
+		if s := f.gate.Stats(); s.InFlight != 0 {
+			t.Errorf("in flight %d", s.InFlight)
+		}
+	})
+}
+
 func TestRefusedConnectionIsGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, Config{}, hello)

@@ -10,6 +10,7 @@ import (
 	"net/http/httputil"
 	"net/textproto"
 	"net/url"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -18,11 +19,6 @@ import (
 
 	"github.com/leapcell/leapcell"
 )
-
-// keepAlive is how long an idle connection to the app is kept. Frameworks close theirs
-// after 2 s (gunicorn) or 5 s (Node, uvicorn), and do so in the very moment in which a
-// suspended app resumes: we must always be the first, or a POST could be lost.
-const keepAlive = time.Second
 
 // ServeHTTP takes one request through limits, hold and suspension to the app.
 func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -83,43 +79,63 @@ func (g *Gate) check(r *http.Request, upgrade bool) *refusal {
 
 // pass sends the request to the app and its answer back.
 func (g *Gate) pass(w http.ResponseWriter, r *http.Request) {
-	ctx, cancel := context.WithTimeout(r.Context(), g.cfg.RequestTimeout)
-	defer cancel()
-	out := g.outgoing(ctx, w, r)
-	if out.Body != nil {
-		// The transport may still read it after the answer came; the server takes it away
-		// when this function returns.
-		defer out.Body.Close()
-	}
-	res, err := g.transport.RoundTrip(out)
+	c, err := g.upstream.get(r.Context())
 	if err != nil {
-		g.refuse(w, g.explain(ctx, r, err))
+		g.refuse(w, g.explain(r, err))
 		return
 	}
-	defer res.Body.Close()
+	// The deadline on the connection is that of the request [RQ1]; a visitor who leaves
+	// brings it forward.
+	_ = c.SetDeadline(time.Now().Add(g.cfg.RequestTimeout))
+	leave := context.AfterFunc(r.Context(), func() { _ = c.SetDeadline(time.Unix(1, 0)) })
+	res, whole := g.exchange(w, r, c)
+	if leave() && whole && c.reusable(res) && c.SetDeadline(time.Time{}) == nil {
+		g.upstream.put(c)
+		return
+	}
+	_ = c.Close()
+	if res != nil && !whole {
+		// Too late for a status. The visitor must not take what it has for the whole.
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// exchange has the request answered over c. res is nil when the gate gave the answer; whole
+// says that the app's answer was passed on to its end.
+func (g *Gate) exchange(w http.ResponseWriter, r *http.Request, c *appConn) (res *http.Response, whole bool) {
+	out := g.outgoing(w, r)
+	err := c.send(out)
+	if err == nil {
+		res, err = c.receive(out)
+	}
+	if err != nil {
+		_ = c.Close() // before the answer: the body may still be on its way
+		g.refuse(w, g.explain(r, err))
+		return nil, false
+	}
 	limit := g.responseLimit()
 	switch {
 	case res.StatusCode < 200 || res.StatusCode > 999:
 		g.refuse(w, badResponse)
-		return
+		return nil, false
 	case limit > 0 && res.ContentLength > limit && r.Method != http.MethodHead:
 		g.refuse(w, responseTooBig)
-		return
+		return nil, false
 	}
 	copyHeader(w.Header(), res.Header)
 	announceTrailers(w.Header(), res.Trailer)
 	w.WriteHeader(res.StatusCode)
-	if err := g.stream(w, res, limit); err != nil {
-		// Too late for a status. The visitor must not take what it has for the whole.
-		panic(http.ErrAbortHandler)
+	if g.stream(w, res, limit) != nil {
+		return res, false
 	}
 	copyTrailers(w.Header(), res.Trailer)
+	return res, true
 }
 
 // outgoing turns the server's request into the one for the app. The header map is taken
 // over and changed: nobody else reads it.
-func (g *Gate) outgoing(ctx context.Context, w http.ResponseWriter, r *http.Request) *http.Request {
-	out := r.WithContext(ctx)
+func (g *Gate) outgoing(w http.ResponseWriter, r *http.Request) *http.Request {
+	out := new(*r)
 	out.URL = &url.URL{Scheme: "http", Host: "app", Path: r.URL.Path, RawPath: r.URL.RawPath, RawQuery: r.URL.RawQuery, ForceQuery: r.URL.ForceQuery}
 	out.RequestURI = ""
 	out.Close = false
@@ -134,29 +150,29 @@ func (g *Gate) outgoing(ctx context.Context, w http.ResponseWriter, r *http.Requ
 	if trailers {
 		out.Header["Te"] = []string{"trailers"}
 	}
-	// The server says "100 Continue" itself, when the transport begins to read the body.
+	// The server says "100 Continue" itself, when the body begins to be read.
 	delete(out.Header, "Expect")
 	if _, ok := out.Header["User-Agent"]; !ok {
-		out.Header["User-Agent"] = nil // keeps the transport from adding its own
+		out.Header["User-Agent"] = nil // keeps Go from adding its own
 	}
 	return out
 }
 
-// explain turns an error of the round trip into the answer for it.
-func (g *Gate) explain(ctx context.Context, r *http.Request, err error) *refusal {
+// explain turns an error on the way to the app into the answer for it.
+func (g *Gate) explain(r *http.Request, err error) *refusal {
 	var tooBig *http.MaxBytesError
 	var dial *dialError
 	switch {
 	case r.Context().Err() != nil:
 		return clientGone
-	case ctx.Err() != nil:
-		return requestTimeout
 	case errors.As(err, &tooBig):
 		return bodyTooLarge
 	case errors.As(err, &dial):
 		g.cfg.Log.Warn("instance refuses connections", "instance", g.cfg.Instance, "error", err)
 		return gone
-	case strings.Contains(err.Error(), "response headers exceeded"):
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return requestTimeout
+	case errors.Is(err, errHeadTooBig):
 		return headersTooBig
 	case strings.Contains(err.Error(), "malformed"):
 		return badResponse
@@ -280,16 +296,6 @@ type dialError struct{ err error }
 func (e *dialError) Error() string { return e.err.Error() }
 func (e *dialError) Unwrap() error { return e.err }
 
-func newTransport(g *Gate) *http.Transport {
-	return &http.Transport{
-		DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return g.dial(ctx) },
-		DisableCompression:     true,
-		MaxIdleConnsPerHost:    g.cfg.Concurrency,
-		IdleConnTimeout:        keepAlive,
-		MaxResponseHeaderBytes: leapcell.MaxResponseHeadersBytes,
-	}
-}
-
 // dial connects to the app where it answered the probe. Apps that replace their workers
 // may not listen for a moment: half a second is given to them, unless they exit.
 func (g *Gate) dial(ctx context.Context) (net.Conn, error) {
@@ -306,12 +312,12 @@ func (g *Gate) dial(ctx context.Context) (net.Conn, error) {
 		dead := g.state == Failed
 		g.mu.Unlock()
 		if dead || wait > 256*time.Millisecond {
-			return nil, &dialError{err}
+			return nil, err
 		}
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
-			return nil, &dialError{ctx.Err()}
+			return nil, ctx.Err()
 		}
 	}
 }
@@ -329,7 +335,17 @@ func newUpgrader(g *Gate) *httputil.ReverseProxy {
 			}
 			removePlatform(p.Out.Header)
 		},
-		Transport:  g.transport,
+		Transport: &http.Transport{
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				conn, err := g.dial(ctx)
+				if err != nil {
+					return nil, &dialError{err}
+				}
+				return conn, nil
+			},
+			DisableKeepAlives: true, DisableCompression: true, // no reuse: so it repeats nothing either
+			MaxResponseHeaderBytes: leapcell.MaxResponseHeadersBytes,
+		},
 		BufferPool: bufferPool{},
 		ModifyResponse: func(res *http.Response) error {
 			removePlatform(res.Header)
@@ -337,7 +353,7 @@ func newUpgrader(g *Gate) *httputil.ReverseProxy {
 		},
 		ErrorLog: slog.NewLogLogger(g.cfg.Log.Handler(), slog.LevelDebug),
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
-			g.refuse(w, g.explain(r.Context(), r, err))
+			g.refuse(w, g.explain(r, err))
 		},
 		FlushInterval: -1,
 	}

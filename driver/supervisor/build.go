@@ -89,7 +89,7 @@ func (t *task) runCommand(ctx context.Context, scratch string) (*image.Image, *E
 	}
 	c, err := t.sup.cells.Start(ctx, cfg)
 	if err != nil {
-		return failed(leapcell.Wrap(leapcell.CodeStartFailed, err, "the build sandbox could not be started: "+describe(err)))
+		return failed(leapcell.Wrap(leapcell.CodeStartFailed, err, describe(err)))
 	}
 	if !t.adoptCell(c) {
 		return failed(leapcell.Errorf(leapcell.CodeCancelled, "the build was stopped"))

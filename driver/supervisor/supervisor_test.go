@@ -165,7 +165,7 @@ func TestStartThatFails(t *testing.T) {
 		message string
 	}{
 		"no image":   {func(n *node) { n.images.pull = func(context.Context) error { return errors.New("404") } }, "the image could not be pulled: 404"},
-		"no sandbox": {func(n *node) { n.cells.refuse = errors.New("runc is broken") }, "the sandbox could not be started: runc is broken"},
+		"no sandbox": {func(n *node) { n.cells.refuse = errors.New("runc is broken") }, "runc is broken"},
 		"no env": {func(n *node) {
 			n.options.Envs = fakeEnvs{err: leapcell.Wrap(leapcell.CodeUnavailable, errors.New("503"), "Vault is sealed")}
 			n.restart()

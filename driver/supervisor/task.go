@@ -143,7 +143,7 @@ func (t *task) launch(ctx context.Context) error {
 	}
 	c, err := t.sup.cells.Start(ctx, cfg)
 	if err != nil {
-		return leapcell.Wrap(leapcell.CodeStartFailed, err, "the sandbox could not be started: "+describe(err))
+		return leapcell.Wrap(leapcell.CodeStartFailed, err, describe(err))
 	}
 	if !t.adoptCell(c) {
 		return leapcell.Errorf(leapcell.CodeCancelled, "stopped while it was starting")
@@ -256,8 +256,12 @@ func (t *task) decided() {
 		}
 		s := t.gate.Stats()
 		t.mu.Lock()
+		known := t.rec.App != ""
 		t.rec.App = s.App
 		t.mu.Unlock()
+		if known {
+			return // taken over: it was ready before
+		}
 		t.save()
 		t.event(nil, "ready: sandbox %.1f ms, app %.1f ms", ms(s.Sandbox), ms(s.Start))
 	case status.Code == leapcell.CodePortNotListening:
