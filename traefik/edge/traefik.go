@@ -172,9 +172,8 @@ type provider struct{ certificate tls.Certificate }
 func (p *provider) Init() error { return nil }
 
 func (p *provider) Provide(out chan<- dynamic.Message, _ *safe.Pool) error {
-	nowhere := &dynamic.ServersLoadBalancer{} // wake answers everything itself
+	nowhere := &dynamic.ServersLoadBalancer{} // without servers: wake answers everything itself
 	nowhere.SetDefaults()
-	nowhere.Servers = []dynamic.Server{{URL: "http://127.0.0.1:9"}}
 	router := func(tls *dynamic.RouterTLSConfig) *dynamic.Router {
 		return &dynamic.Router{EntryPoints: []string{entryPoint}, Rule: "PathPrefix(`/`)", TLS: tls,
 			Middlewares: []string{pluginName}, Service: "nowhere", Priority: 1}

@@ -54,6 +54,10 @@ type Handler struct {
 	services sync.Map // service ID -> *service
 	load     chan struct{}
 	sums     sums
+
+	closed     chan struct{} // ends the background work
+	closing    sync.Once
+	background sync.WaitGroup
 }
 
 // New makes a handler.
@@ -70,7 +74,7 @@ func New(cfg Config) *Handler {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Handler{cfg: cfg, load: make(chan struct{}, 1)}
+	return &Handler{cfg: cfg, load: make(chan struct{}, 1), closed: make(chan struct{})}
 }
 
 // ServeHTTP answers one request.
@@ -145,8 +149,11 @@ func (h *Handler) service(route *leapcell.Route) *service {
 	return s.(*service)
 }
 
-// Close gives up the idle connections to all gates. Call it when no request is left.
+// Close ends the background work and gives up the idle connections to all gates. Call it
+// when no request is left.
 func (h *Handler) Close() {
+	h.closing.Do(func() { close(h.closed) })
+	h.background.Wait()
 	h.services.Range(func(_, s any) bool {
 		s.(*service).close()
 		return true

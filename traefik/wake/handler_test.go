@@ -69,7 +69,7 @@ func TestColdBurstScalesOnce(t *testing.T) {
 		r := newRig(t, testRoute())
 		r.scaler.wake = func(int) error {
 			time.AfterFunc(4*time.Millisecond, func() { r.table.set("a:1") })
-			time.AfterFunc(30*time.Millisecond, func() {
+			time.AfterFunc(29500*time.Microsecond, func() {
 				r.net.listen("a:1", func(w http.ResponseWriter, _ *http.Request) {
 					w.Header().Set(leapcell.HeaderTiming, "sandbox=12,app=5")
 					time.Sleep(20 * time.Millisecond)

@@ -14,7 +14,7 @@ func (s *service) startPump() {
 		return
 	}
 	s.pumping = true
-	go s.pump()
+	s.h.background.Go(s.pump)
 }
 
 func (s *service) kickPump() {
@@ -52,6 +52,12 @@ func (s *service) pump() {
 		case <-changed:
 		case <-s.kick:
 		case <-timer:
+		case <-s.h.closed:
+			s.mu.Lock()
+			s.refuseAll(refuseNoTable)
+			s.pumping = false
+			s.mu.Unlock()
+			return
 		}
 	}
 }
@@ -68,7 +74,8 @@ func (s *service) work(now time.Time) time.Duration {
 		}
 		s.asking = true
 		s.asked = now
-		go s.ask(s.route)
+		route := s.route
+		s.h.background.Go(func() { s.ask(route) })
 		return 0
 	}
 	var again time.Duration
@@ -79,7 +86,7 @@ func (s *service) work(now time.Time) time.Duration {
 			}
 		} else if !in.reachable && !in.dialling {
 			in.dialling = true
-			go s.reach(in)
+			s.h.background.Go(func() { s.reach(in) })
 		}
 	}
 	return again
@@ -145,7 +152,11 @@ func (s *service) reach(in *instance) {
 		if time.Since(began) > 5*time.Second {
 			pause = 20 * time.Millisecond
 		}
-		time.Sleep(pause)
+		select {
+		case <-time.After(pause):
+		case <-s.h.closed:
+			return
+		}
 	}
 }
 
