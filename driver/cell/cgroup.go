@@ -215,7 +215,7 @@ func readKeys(name string) (map[string]uint64, error) {
 
 // writeText writes to a control file, which must exist: a missing one is a missing controller.
 func writeText(name, value string) error {
-	f, err := os.OpenFile(name, os.O_WRONLY, 0)
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_TRUNC, 0)
 	if err != nil {
 		return err
 	}

@@ -420,7 +420,6 @@ func BenchmarkDial(b *testing.B) {
 			if err != nil {
 				return
 			}
-			c.(*net.TCPConn).SetLinger(0)
 			c.Close()
 		}
 	}()
