@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -235,28 +236,37 @@ func TestForeignExit(t *testing.T) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0); err != nil {
 		t.Fatal(err)
 	}
-	// The shell leaves a process behind that is nobody's child here: its exit can only be asked of the kernel.
-	out, err := exec.Command("sh", "-c", "(sleep 0.1; exit 5) >/dev/null 2>&1 & echo $!").Output()
-	if err != nil {
-		t.Fatal(err)
+	for what, after := range map[string]string{"not reaped": "exec sleep 5", "reaped": "wait; sleep 5"} {
+		t.Run(what, func(t *testing.T) {
+			// The process is the child of a shell, so its exit can only be asked of the kernel.
+			cmd := exec.Command("sh", "-c", "(sleep 0.1; exit 5) & echo $!; "+after)
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			defer func() { cmd.Process.Kill(); cmd.Wait() }()
+			pid, err := strconv.Atoi(line(t, out))
+			if err != nil {
+				t.Fatal(err)
+			}
+			p, err := openProcess(pid)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.close()
+			exit, err := p.wait()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var u unix.Utsname
+			unix.Uname(&u)
+			if exit.Code != 5 && (what == "not reaped" || exit.Code != -1) {
+				t.Errorf("exit is %+v on Linux %s, want code 5, or -1 when reaped before Linux 6.15", exit, unix.ByteSliceToString(u.Release[:]))
+			}
+			t.Logf("exit is %+v", exit)
+		})
 	}
-	var pid int
-	for _, d := range strings.TrimSpace(string(out)) {
-		pid = pid*10 + int(d-'0')
-	}
-	p, err := openProcess(pid)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.close()
-	exit, err := p.wait()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var u unix.Utsname
-	unix.Uname(&u)
-	if exit.Code != 5 && exit.Code != -1 {
-		t.Errorf("exit is %+v on Linux %s, want code 5, or -1 before Linux 6.15", exit, unix.ByteSliceToString(u.Release[:]))
-	}
-	t.Logf("exit is %+v", exit)
 }

@@ -68,7 +68,7 @@ func (p *process) ended(fd int) (exit Exit, done bool, err error) {
 		if n, _ := unix.Poll(fds, 0); n == 0 {
 			return Exit{}, false, nil
 		}
-		return foreignExit(fd), true, nil
+		return foreignExit(p.pid, fd), true, nil
 	default:
 		return Exit{}, true, err
 	}
@@ -86,13 +86,18 @@ const (
 	pidfdInfoExit = 1 << 3
 )
 
-// foreignExit asks how the process behind fd, which is not our child, has ended. The kernel tells
-// once its parent has reaped it, since Linux 6.15; before, nobody can know: the code is -1.
-func foreignExit(fd int) Exit {
+// foreignExit finds out how a process that is not our child has ended. Until its parent reaps
+// it, /proc tells; afterwards the kernel does, since Linux 6.15. Else nobody knows: the code is -1.
+func foreignExit(pid, fd int) Exit {
+	if fields, err := statFields(pid); err == nil && len(fields) > 49 && fields[0] == "Z" {
+		if status, err := strconv.Atoi(fields[49]); err == nil {
+			return exitOf(unix.WaitStatus(status))
+		}
+	}
 	// POLLHUP, which needs no asking for, says that it was reaped.
 	fds := []unix.PollFd{{Fd: int32(fd)}}
 	for range 3 {
-		if _, err := unix.Poll(fds, 500); err != unix.EINTR {
+		if _, err := unix.Poll(fds, 200); err != unix.EINTR {
 			break
 		}
 	}
@@ -102,6 +107,16 @@ func foreignExit(fd int) Exit {
 		return Exit{Code: -1}
 	}
 	return exitOf(unix.WaitStatus(info.ExitCode))
+}
+
+// statFields are those of /proc/<pid>/stat after the program's name, which may hold anything:
+// the first is the state.
+func statFields(pid int) ([]string, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return nil, err
+	}
+	return strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:])), nil
 }
 
 func exitOf(status unix.WaitStatus) Exit {
@@ -115,13 +130,10 @@ func (p *process) close() { p.fd.Close() }
 
 // startTime is when the process began, exact to a hundredth of a second.
 func startTime(pid int) (time.Time, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	fields, err := statFields(pid)
 	if err != nil {
 		return time.Time{}, err
 	}
-	// The second field is the program's name in brackets and may hold anything.
-	_, rest, _ := strings.Cut(string(stat[strings.LastIndexByte(string(stat), ')')+1:]), " ")
-	fields := strings.Fields(rest)
 	if len(fields) < 20 {
 		return time.Time{}, fmt.Errorf("/proc/%d/stat is too short", pid)
 	}
