@@ -1,7 +1,7 @@
 //go:build e2e
 
-// The edge against a real Nomad: NOMAD_BIN, or nomad on PATH. Needs root for nothing; it
-// starts its own agent on free ports with a folder of its own.
+// The edge against a real Nomad: NOMAD_BIN, or nomad on PATH, as root. It starts
+// an agent of its own on free ports with a folder of its own.
 package edge
 
 import (
@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -102,6 +103,17 @@ func TestEdgeOnNomad(t *testing.T) {
 			t.Errorf("%d allocations, want 1", got)
 		}
 	})
+	t.Run("woken again after scale-in", func(t *testing.T) {
+		for i := range 3 {
+			n.scale(0)
+			e.waitForZero(t)
+			resp, _ := e.get(t, host, "/")
+			if resp.StatusCode != 200 || resp.Header.Get("Server-Timing") == "" {
+				t.Errorf("wake %d: %s", i, resp.Status)
+			}
+			t.Log("cold:", resp.Header.Get("Server-Timing"))
+		}
+	})
 	t.Run("Nomad restarts", func(t *testing.T) {
 		n.stop()
 		for range 20 {
@@ -113,17 +125,6 @@ func TestEdgeOnNomad(t *testing.T) {
 		const second = "second-e2e.leapcell.localhost"
 		n.route(host, second) // the tables follow again
 		e.eventually(t, second, func(code int) bool { return code == 200 })
-	})
-	t.Run("woken again after scale-in", func(t *testing.T) {
-		for i := range 3 {
-			n.scale(0)
-			e.waitForZero(t)
-			resp, _ := e.get(t, host, "/")
-			if resp.StatusCode != 200 || resp.Header.Get("Server-Timing") == "" {
-				t.Errorf("wake %d: %s", i, resp.Status)
-			}
-			t.Log("cold:", resp.Header.Get("Server-Timing"))
-		}
 	})
 	t.Run("route goes", func(t *testing.T) {
 		if _, err := n.client.Variables().Delete(leapcell.RoutesPrefix+"app-e2e", nil); err != nil {
@@ -180,7 +181,14 @@ plugin "raw_exec" {
 	if err := os.WriteFile(filepath.Join(n.dir, "agent.hcl"), []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { n.stop() })
+	t.Cleanup(func() {
+		n.stop()
+		// A Nomad that is killed leaves its mounts behind.
+		left, _ := filepath.Glob(filepath.Join(n.dir, "alloc", "*", "*", "*"))
+		for _, dir := range left {
+			_ = syscall.Unmount(dir, 0)
+		}
+	})
 	n.start()
 	t.Cleanup(func() { // while Nomad still runs
 		if t.Failed() {
