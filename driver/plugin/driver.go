@@ -37,7 +37,6 @@ type Driver struct {
 	mu     sync.Mutex
 	cfg    supervisor.Config
 	client *supervisor.Client // nil until SetConfig
-	failed error              // why the supervisor could not be started
 }
 
 // New makes a driver. program is started with "supervisor --config FILE" when the node has
@@ -81,6 +80,8 @@ func (d *Driver) SetConfig(c *base.Config) error {
 
 // up gives the supervisor's client, starting the supervisor if it is not there.
 func (d *Driver) up(ctx context.Context) (*supervisor.Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*quick)
+	defer cancel()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.client == nil {
@@ -89,8 +90,7 @@ func (d *Driver) up(ctx context.Context) (*supervisor.Client, error) {
 	if _, err := d.client.Health(ctx); err == nil {
 		return d.client, nil
 	}
-	d.failed = startSupervisor(ctx, d.exec, d.cfg, d.client)
-	return d.client, d.failed
+	return d.client, startSupervisor(ctx, d.exec, d.cfg, d.client)
 }
 
 // supervisor is the client without a question whether it answers: the hot path of a start.

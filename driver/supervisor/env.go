@@ -71,7 +71,8 @@ func list(env map[string]string) []string {
 // opens them for the task's own workload identity. What was opened is kept in memory by
 // version, so that the next start of the service on this node does without Vault. [EN1, EN2]
 type sealedEnvs struct {
-	cfg Config
+	cfg   Config
+	nomad *nomad.Client
 
 	mu     sync.Mutex
 	opened map[string]opened // by service ID
@@ -82,8 +83,14 @@ type opened struct {
 	values  map[string]string
 }
 
-func newSealedEnvs(cfg Config) *sealedEnvs {
-	return &sealedEnvs{cfg: cfg, opened: map[string]opened{}}
+func newSealedEnvs(cfg Config) (*sealedEnvs, error) {
+	c := nomad.DefaultConfig()
+	c.Address, c.SecretID = cfg.Nomad, ""
+	client, err := nomad.NewClient(c)
+	if err != nil {
+		return nil, fmt.Errorf("nomad_addr: %w", err)
+	}
+	return &sealedEnvs{cfg: cfg, nomad: client, opened: map[string]opened{}}, nil
 }
 
 // Read implements Envs.
@@ -119,22 +126,15 @@ func (s *sealedEnvs) sealed(ctx context.Context, r StartRequest) (leapcell.Seale
 	unavailable := func(err error) error {
 		return leapcell.Wrap(leapcell.CodeUnavailable, err, "environment variables could not be read from Nomad")
 	}
-	cfg := nomad.DefaultConfig()
-	cfg.Address, cfg.SecretID, cfg.Namespace = s.cfg.Nomad, "", r.Namespace
+	query := (&nomad.QueryOptions{Namespace: r.Namespace}).WithContext(ctx)
 	if s.cfg.NomadToken != "" {
-		token, err := os.ReadFile(s.cfg.NomadToken)
+		token, err := os.ReadFile(s.cfg.NomadToken) // each time: it may be replaced
 		if err != nil {
 			return sealed, unavailable(err)
 		}
-		cfg.SecretID = strings.TrimSpace(string(token))
+		query.AuthToken = strings.TrimSpace(string(token))
 	}
-	client, err := nomad.NewClient(cfg)
-	if err != nil {
-		return sealed, unavailable(err)
-	}
-	defer client.Close()
-	query := (&nomad.QueryOptions{Namespace: r.Namespace}).WithContext(ctx)
-	v, _, err := client.Variables().Peek(r.Config.EnvPath, query)
+	v, _, err := s.nomad.Variables().Peek(r.Config.EnvPath, query)
 	if err != nil {
 		return sealed, unavailable(err)
 	}

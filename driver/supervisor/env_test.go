@@ -75,7 +75,10 @@ func TestSealedEnvs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	envs := newSealedEnvs(cfg)
+	envs, err := newSealedEnvs(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
 	req := StartRequest{Name: "task", Dir: dir, Namespace: "leapcell", Config: leapcell.TaskConfig{ServiceID: "shop", EnvPath: "leapcell/env/shop"}}
 	write("task/secrets/nomad_vault_leapcell.jwt", "task-jwt\n")
 

@@ -39,11 +39,15 @@ func wire(cfg Config, log *slog.Logger) (Options, error) {
 	if err != nil {
 		return Options{}, fmt.Errorf("network: %w", err)
 	}
+	envs, err := newSealedEnvs(cfg)
+	if err != nil {
+		return Options{}, err
+	}
 	return Options{
 		Group: cfg.Group(), RunDir: cfg.RunDir(),
 		RecordDir: cfg.path("tasks"), ScratchDir: cfg.path("scratch"), CacheDir: cfg.path("caches"),
 		SuspendAfter: cfg.suspendAfter(), Build: cfg.Build,
-		Images: imageStore{store}, Networks: pools{pool}, Cells: cells{launcher}, Envs: newSealedEnvs(cfg),
+		Images: imageStore{store}, Networks: pools{pool}, Cells: cells{launcher}, Envs: envs,
 		Log: log,
 	}, nil
 }
