@@ -538,6 +538,8 @@ func TestRQ4_Upgrades(t *testing.T) {
 		f.ready()
 		a := f.do(request("GET", "/", nil, upgrade...))
 		f.want(a, 501, leapcell.TextUpgradeForbidden)
+		a = f.do(request("GET", "/", nil, "Connection", "Upgrade, HTTP2-Settings", "Upgrade", "h2c", "Http2-Settings", "x"))
+		f.want(a, 200, "hello") // an offer that may be passed over
 	})
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, Config{Mode: leapcell.TaskPersistent, RequestTimeout: time.Second}, func(w http.ResponseWriter, r *http.Request) {

@@ -27,7 +27,7 @@ func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		g.answerProbe(w, r)
 		return
 	}
-	upgrade := httpguts.HeaderValuesContainsToken(r.Header["Connection"], "Upgrade")
+	upgrade := upgradeType(r)
 	if refused := g.check(r, upgrade); refused != nil {
 		g.refuse(w, refused)
 		return
@@ -43,16 +43,29 @@ func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header()[leapcell.HeaderTiming] = []string{g.timing()}
 		g.mu.Unlock()
 	}
-	if upgrade {
+	if upgrade != "" && !g.serverless() {
 		g.upgrades.ServeHTTP(w, r)
 		return
 	}
 	g.pass(w, r)
 }
 
+// upgradeType is the protocol that the visitor asks to change to; "" is none. An offer of
+// HTTP/2 may be passed over, as every server may do.
+func upgradeType(r *http.Request) string {
+	if len(r.Header["Upgrade"]) == 0 || !httpguts.HeaderValuesContainsToken(r.Header["Connection"], "upgrade") {
+		return ""
+	}
+	t := strings.ToLower(r.Header["Upgrade"][0])
+	if t == "h2c" {
+		return ""
+	}
+	return t
+}
+
 // check applies the limits that can be known from the request's head. [RQ3, RQ4]
-func (g *Gate) check(r *http.Request, upgrade bool) *refusal {
-	if upgrade && g.serverless() {
+func (g *Gate) check(r *http.Request, upgrade string) *refusal {
+	if upgrade == "websocket" && g.serverless() {
 		return upgradeForbidden
 	}
 	if len(r.Method)+len(r.RequestURI)+len(" HTTP/1.1 ") > leapcell.MaxRequestLineBytes {

@@ -13,6 +13,9 @@ import (
 	"github.com/leapcell/leapcell/driver/supervisor"
 )
 
+// logLimit is the size from which on a start begins a new log of the supervisor.
+const logLimit = 10 << 20
+
 // startSupervisor starts the node's supervisor in a session of its own, so that no signal
 // meant for the agent reaches it, and waits until it answers. Should two plugins do so at
 // once, one of the two finds the state folder locked and ends; the other answers.
@@ -21,6 +24,9 @@ func startSupervisor(ctx context.Context, program string, cfg supervisor.Config,
 		return fmt.Errorf("supervisor: %w", err)
 	}
 	name := filepath.Join(cfg.StateDir, "supervisor.log")
+	if info, err := os.Stat(name); err == nil && info.Size() > logLimit {
+		_ = os.Rename(name, name+".old")
+	}
 	log, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return fmt.Errorf("supervisor: %w", err)

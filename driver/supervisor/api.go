@@ -140,12 +140,10 @@ type Event struct {
 
 // Health is what the supervisor says about itself.
 type Health struct {
-	Version  string `json:"version"`
-	PID      int    `json:"pid"`
-	Runtime  string `json:"runtime"`
-	Tasks    int    `json:"tasks"`
-	LastSeq  int64  `json:"lastSeq"` // of the newest event
-	StateDir string `json:"stateDir"`
+	Version string `json:"version"`
+	PID     int    `json:"pid"`
+	Tasks   int    `json:"tasks"`   // that have not ended
+	LastSeq int64  `json:"lastSeq"` // of the newest event
 }
 
 // ErrNotFound is returned for a task that the supervisor does not know.

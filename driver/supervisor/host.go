@@ -51,7 +51,11 @@ func prepareRunDir(dir string) error {
 	if int64(st.Type) == tmpfsMagic {
 		return nil
 	}
-	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0700"); err != nil {
+	err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0700,noswap")
+	if err == unix.EINVAL { // Linux before 6.4
+		err = unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0700")
+	}
+	if err != nil {
 		return fmt.Errorf("%s must not be on a disk, and no tmpfs could be mounted there: %w", dir, err)
 	}
 	return nil

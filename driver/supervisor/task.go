@@ -116,10 +116,12 @@ func (t *task) runApp(ctx context.Context) Exit {
 
 // launch brings the app's process into being.
 func (t *task) launch(ctx context.Context) error {
+	begin := time.Now()
 	img, env, err := t.gather(ctx)
 	if err != nil {
 		return err
 	}
+	gathered := time.Now()
 	rootfs := t.path("rootfs")
 	if err := os.MkdirAll(rootfs, 0o755); err != nil {
 		return err
@@ -135,6 +137,7 @@ func (t *task) launch(ctx context.Context) error {
 	t.mu.Lock()
 	t.mounted = true
 	t.mu.Unlock()
+	mounted := time.Now()
 	cfg := t.cellConfig()
 	cfg.Env = environment(t.req, img.Env, env)
 	cfg.WorkDir = img.WorkDir
@@ -149,6 +152,7 @@ func (t *task) launch(ctx context.Context) error {
 		return leapcell.Errorf(leapcell.CodeCancelled, "stopped while it was starting")
 	}
 	t.gate.Launched(backend{t.netns, c}, c.StartedAt())
+	t.log.Debug("launched", "pid", c.PID(), "gather", gathered.Sub(begin), "mount", mounted.Sub(gathered), "cell", time.Since(mounted))
 	t.save()
 	return nil
 }
@@ -353,7 +357,8 @@ func (t *task) drain(timeout time.Duration) {
 func (t *task) finish(exit Exit) {
 	t.cleanUp()
 	t.logs.drain()
-	if exit.Message != "stopped" && !t.build() {
+	said := exit.Message == "stopped" || exit.Message == leapcell.PortNotListeningText(t.req.Config.Port)
+	if !said && !t.build() {
 		t.logs.say("leapcell: %s", exit.Message)
 	}
 	t.event(nil, "%s", exit.Message)
