@@ -71,7 +71,7 @@ client {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(bin, "agent", "-dev", "-config", config, "-bind", "127.0.0.1")
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "TMPDIR=" + t.TempDir()}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

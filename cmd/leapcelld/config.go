@@ -97,7 +97,7 @@ func readConfig(args []string, env func(string) string, out io.Writer) (Config, 
 	f := c.flags(out)
 	var bad error
 	f.VisitAll(func(one *flag.Flag) {
-		name := "LEAPCELL_" + strings.ToUpper(strings.ReplaceAll(one.Name, "-", "_"))
+		name := envName(one.Name)
 		if v := env(name); v != "" {
 			if err := one.Value.Set(v); err != nil {
 				bad = errors.Join(bad, fmt.Errorf("%s is %q: %w", name, v, err))
@@ -114,6 +114,11 @@ func readConfig(args []string, env func(string) string, out io.Writer) (Config, 
 		return c, fmt.Errorf("unexpected argument %q: all settings are flags", f.Arg(0))
 	}
 	return c.complete(), c.Validate()
+}
+
+// envName is the variable of the environment that stands for a flag.
+func envName(flag string) string {
+	return "LEAPCELL_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
 // complete fills in the settings that follow from others.
