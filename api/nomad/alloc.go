@@ -15,22 +15,23 @@ import (
 
 // Allocs gives all allocations of a job, with their ports; none when the job is not known.
 func (c *Client) Allocs(ctx context.Context, job string) ([]*api.AllocationListStub, error) {
-	allocs, _, err := c.allocs(ctx, "/v1/job/"+job+"/allocations", 0)
+	allocs, _, err := c.WaitAllocs(ctx, job, 0)
 	return allocs, err
 }
 
 // WaitAllocs waits until the allocations of a job are newer than index, at most [MaxWait],
 // and gives them with their index. Start with index 0, which does not wait.
 func (c *Client) WaitAllocs(ctx context.Context, job string, index uint64) ([]*api.AllocationListStub, uint64, error) {
-	return c.allocs(ctx, "/v1/job/"+job+"/allocations", index)
+	// Not the job's own list: Nomad leaves the ports out of it, whatever is asked for.
+	return c.allocs(ctx, fmt.Sprintf("JobID == %q", job), index)
 }
 
 // WaitAllAllocs is [Client.WaitAllocs] over all jobs of the namespace.
 func (c *Client) WaitAllAllocs(ctx context.Context, index uint64) ([]*api.AllocationListStub, uint64, error) {
-	return c.allocs(ctx, "/v1/allocations", index)
+	return c.allocs(ctx, "", index)
 }
 
-func (c *Client) allocs(ctx context.Context, path string, index uint64) ([]*api.AllocationListStub, uint64, error) {
+func (c *Client) allocs(ctx context.Context, filter string, index uint64) ([]*api.AllocationListStub, uint64, error) {
 	timeout := callTimeout
 	if index > 0 {
 		timeout += MaxWait + MaxWait/16 // Nomad adds up to a sixteenth so that queries do not all end at once
@@ -39,9 +40,9 @@ func (c *Client) allocs(ctx context.Context, path string, index uint64) ([]*api.
 	defer cancel()
 	q := c.query(ctx)
 	q.WaitIndex, q.WaitTime = index, MaxWait
-	q.Params = map[string]string{"resources": "true", "all": "true"}
+	q.Filter, q.Params = filter, map[string]string{"resources": "true"}
 	var allocs []*api.AllocationListStub
-	meta, err := c.api.Raw().Query(path, &allocs, q)
+	meta, err := c.api.Raw().Query("/v1/allocations", &allocs, q)
 	if err != nil {
 		return nil, 0, c.wrap(err, "list allocations")
 	}
