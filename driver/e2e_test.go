@@ -18,8 +18,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -53,6 +55,7 @@ type rig struct {
 	agent    *exec.Cmd
 	ports    [3]int
 	node     supervisor.Config
+	main     string // the allocation that most tests visit
 }
 
 func newRig(t *testing.T) *rig {
@@ -401,6 +404,7 @@ func TestDriver(t *testing.T) {
 	}
 	begin := time.Now()
 	alloc := r.run("shop-1", "service", config)
+	r.main = alloc.ID
 	at := address(alloc)
 	status, body, header := r.visit(at, "/")
 	t.Logf("registered → answered in %s; %s", time.Since(begin), header.Get(leapcell.HeaderTiming))
@@ -431,6 +435,8 @@ func TestDriver(t *testing.T) {
 			}
 		}
 	})
+	t.Run("burst on a cold instance", func(t *testing.T) { r.burst(t, config) })
+	t.Run("frozen and thawed under load", func(t *testing.T) { r.load(t, at) })
 	t.Run("logs", func(t *testing.T) {
 		if out := r.logs(alloc, "stdout"); out != "listening on 3000\n" {
 			t.Errorf("stdout %q", out)
@@ -545,6 +551,65 @@ func (r *rig) taskID(t *testing.T, c *supervisor.Client, alloc *api.Allocation) 
 	}
 	t.Fatalf("no task of %s in %+v", alloc.ID, list)
 	return ""
+}
+
+// burst has 200 clients find the gate as soon as it is there.
+func (r *rig) burst(t *testing.T, config map[string]any) {
+	alloc := r.run("shop-7", "service", clone(config, "command", "sleep 0.3; exec ./app"))
+	at := address(alloc)
+	var all sync.WaitGroup
+	for range 200 {
+		all.Go(func() {
+			if status, body, _ := r.visit(at, "/"); status != 200 || body != "hello from 1" {
+				t.Errorf("%d %q", status, body)
+			}
+		})
+	}
+	all.Wait()
+	if _, _, err := r.client.Jobs().Deregister("shop-7", false, nil); err != nil {
+		t.Error(err)
+	}
+}
+
+// load has clients pause for about as long as an instance stays awake, so that most requests
+// meet a freeze or a thaw.
+func (r *rig) load(t *testing.T, at string) {
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 8}}
+	defer client.CloseIdleConnections()
+	var all sync.WaitGroup
+	var mu sync.Mutex
+	var times []time.Duration
+	for c := range 2 {
+		all.Go(func() {
+			for i := range 80 {
+				begin := time.Now()
+				res, err := client.Post("http://"+at+"/", "text/plain", strings.NewReader("body"))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				_, err = io.Copy(io.Discard, res.Body)
+				res.Body.Close()
+				if err != nil || res.StatusCode != 200 {
+					t.Errorf("%d, %v", res.StatusCode, err)
+				}
+				mu.Lock()
+				times = append(times, time.Since(begin))
+				mu.Unlock()
+				time.Sleep(time.Duration(18+(i*7+c*11)%20) * time.Millisecond)
+			}
+		})
+	}
+	all.Wait()
+	slices.Sort(times)
+	t.Logf("p50 %s, p99 %s", times[len(times)/2], times[len(times)*99/100])
+	c := supervisor.NewClient(r.node.Socket())
+	defer c.Close()
+	stats, err := c.Stats(context.Background(), r.taskID(t, c, &api.Allocation{ID: r.main}))
+	if err != nil || stats.Gate.Suspensions < 10 {
+		t.Errorf("%+v, %v", stats.Gate, err)
+	}
+	t.Logf("%d requests, %d suspensions", stats.Gate.Requests, stats.Gate.Suspensions)
 }
 
 func (r *rig) stopDrains(t *testing.T, config map[string]any) {
