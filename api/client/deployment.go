@@ -124,7 +124,9 @@ func (c *Client) Wait(ctx context.Context, id string) (leapcell.Deployment, erro
 			if time.Since(asked) > waitRetry {
 				continue
 			} // else the server ends, and answers at once
-		case leapcell.ErrorCode(err) != leapcell.CodeUnavailable || ctx.Err() != nil:
+		case ctx.Err() != nil:
+			return d, ctx.Err()
+		case leapcell.ErrorCode(err) != leapcell.CodeUnavailable:
 			return d, err
 		case lostAt.IsZero():
 			lostAt = time.Now()
