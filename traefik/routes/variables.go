@@ -15,8 +15,9 @@ import (
 )
 
 const (
-	// listWait is how long Nomad holds a list query when nothing changes.
-	listWait = 5 * time.Minute
+	// listWait is how long Nomad holds a list query when nothing changes. It also bounds
+	// how long a Nomad that was set up anew, with lower indexes, goes unnoticed.
+	listWait = time.Minute
 	// readers bounds the variables read at once, at start and after a long absence.
 	readers = 16
 )
@@ -25,7 +26,6 @@ const (
 type variables struct {
 	nomad *nomad
 	table *Table
-	index uint64
 	known map[string]variable // by path
 }
 
@@ -34,11 +34,14 @@ type variable struct {
 	route    *leapcell.Route // nil when it could not be understood
 }
 
-// run returns only with an error; what is known stays, and the next run goes on from it.
+// run returns only with an error; what is known stays, and the next run goes on from it. It
+// begins with a list that does not wait: should Nomad's state be another one with a lower
+// index by now, waiting for the former index would take minutes.
 func (v *variables) run(ctx context.Context) error {
+	index := uint64(0)
 	for {
 		list, meta, err := v.nomad.client.Variables().PrefixList(leapcell.RoutesPrefix,
-			v.nomad.query(ctx, &api.QueryOptions{WaitIndex: v.index, WaitTime: listWait}))
+			v.nomad.query(ctx, &api.QueryOptions{WaitIndex: index, WaitTime: listWait}))
 		if err != nil {
 			return fmt.Errorf("list the routes: %w", err)
 		}
@@ -47,14 +50,14 @@ func (v *variables) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if changed || v.index == 0 {
+		if changed || index == 0 {
 			v.table.publishRoutes(v.byHost())
 		}
-		if meta.LastIndex < v.index {
-			v.index = 0 // Nomad's state is another one: read it without waiting for a change
+		if meta.LastIndex < index {
+			index = 0
 			continue
 		}
-		v.index = max(meta.LastIndex, 1) // 0 would not wait
+		index = max(meta.LastIndex, 1) // 0 would not wait
 	}
 }
 

@@ -1,0 +1,51 @@
+package main
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestSettings(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(file, []byte("secret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	env := map[string]string{"LEAPCELL_NOMAD_ADDR": "http://n:1", "LEAPCELL_LISTEN": ":1", "LEAPCELL_DRAIN_TIMEOUT": "3s"}
+	cfg, err := settings([]string{"--listen", ":2", "--nomad-token-file", file, "--api-addr", "http://a/"},
+		func(name string) string { return env[name] }, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, pair := range map[string][2]string{
+		"the flag wins":    {cfg.Listen, ":2"},
+		"environment":      {cfg.NomadAddr, "http://n:1"},
+		"token":            {cfg.NomadToken, "secret"},
+		"slash at the end": {cfg.APIAddr, "http://a"},
+		"drain":            {cfg.Drain.String(), "3s"},
+		"namespace":        {cfg.NomadNamespace, "leapcell"},
+	} {
+		if pair[0] != pair[1] {
+			t.Errorf("%s: %q, want %q", what, pair[0], pair[1])
+		}
+	}
+}
+
+func TestSettingsErrors(t *testing.T) {
+	none := func(string) string { return "" }
+	for want, args := range map[string][]string{
+		"--nomad-token-file":  {"--nomad-token-file", "/does/not/exist"},
+		"unexpected argument": {"serve"},
+		"--log-level":         {"--log-level", "loud"},
+	} {
+		if _, err := settings(args, none, io.Discard); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: %v, want %s", args, err, want)
+		}
+	}
+	bad := func(name string) string { return map[string]string{"LEAPCELL_DRAIN_TIMEOUT": "soon"}[name] }
+	if _, err := settings(nil, bad, io.Discard); err == nil || !strings.Contains(err.Error(), "LEAPCELL_DRAIN_TIMEOUT") {
+		t.Errorf("bad environment: %v", err)
+	}
+}
