@@ -35,9 +35,10 @@ type Result struct {
 	Env     []string // nil keeps that of the base
 }
 
-// excluded never goes into a layer: what a cell mounts over, and what builds leave behind of no use.
+// excluded never goes into a layer: what a cell mounts over, and what builds leave behind of no
+// use (the lists and caches of one `apt-get update` are over 150 MB).
 var excluded = []string{
-	"dev", "proc", "run", "sys", "tmp", "etc/hostname", "etc/hosts", "etc/resolv.conf", "var/cache/apt/archives",
+	"dev", "proc", "run", "sys", "tmp", "etc/hostname", "etc/hosts", "etc/resolv.conf", "var/cache/apt", "var/lib/apt/lists",
 }
 
 // Commit makes r a layer on base and pushes the whole as output. The layer is not compressed, and

@@ -336,6 +336,15 @@ func TestPullAndMount(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(root, "x"), nil, 0o644); !errors.Is(err, unix.EROFS) {
 		t.Errorf("writing gives %v, want read-only file system", err)
 	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, " "+root+" ") && strings.Contains(line, s.cfg.Dir) {
+			t.Errorf("the mount's options tell where the store is: %s", line)
+		}
+	}
 	for range 2 {
 		if err := Unmount(root); err != nil {
 			t.Error(err)

@@ -62,14 +62,11 @@ func (s *Store) MountWritable(img *Image, dir, scratch string) error {
 			return s.plain(err)
 		}
 	}
-	if strings.ContainsAny(scratch, `:,\`) {
-		return fmt.Errorf("mount %s: the path %q has a character that overlay does not take", dir, scratch)
-	}
 	// The upper folder must be a plain difference, since it becomes a layer.
-	options := ",index=off,metacopy=off,redirect_dir=off,upperdir=" + upper + ",workdir=" + work
-	err := s.overlay(img, dir, ",volatile"+options, 0)
-	if errors.Is(err, unix.EINVAL) { // Linux before 5.10
-		err = s.overlay(img, dir, options, 0)
+	above := []string{upper, work}
+	err := s.overlay(img, dir, above, ",index=off,metacopy=off,redirect_dir=off,volatile", 0)
+	if errors.Is(err, unix.EINVAL) { // volatile came with Linux 5.10
+		err = s.overlay(img, dir, above, ",index=off,metacopy=off,redirect_dir=off", 0)
 	}
 	return err
 }
@@ -77,48 +74,47 @@ func (s *Store) MountWritable(img *Image, dir, scratch string) error {
 // Upper is the folder in scratch that holds what was written to a [Store.MountWritable].
 func Upper(scratch string) string { return filepath.Join(scratch, "upper") }
 
-// optionLimit is what mount(2) takes.
-const optionLimit = 4000
-
-func (s *Store) overlay(img *Image, dir, options string, flags uintptr) error {
+// overlay mounts img; above are the upper and the work folder, if any. Folders are named by open
+// descriptors: a cell sees the mount's options, which must not tell paths of the host [FS5], and
+// mount(2) takes 4096 bytes of them, which is room for more than 200 short names.
+func (s *Store) overlay(img *Image, dir string, above []string, options string, flags uintptr) error {
 	layers := []string{s.path("layers", mountPoints)} // the highest first
 	for i := len(img.Layers) - 1; i >= 0; i-- {
 		layers = append(layers, img.Layers[i])
 	}
-	lower := strings.Join(layers, ":")
-	if len(lower)+len(options) > optionLimit || strings.ContainsAny(s.cfg.Dir, `:,\`) {
-		short, done, err := shorten(layers)
-		if err != nil {
-			return err
-		}
-		defer done()
-		lower = short
+	names, done, err := open(append(layers, above...))
+	if err != nil {
+		return s.plain(err)
 	}
-	if err := unix.Mount("overlay", dir, "overlay", flags|unix.MS_NODEV, "lowerdir="+lower+options); err != nil {
+	defer done()
+	options = "lowerdir=" + strings.Join(names[:len(layers)], ":") + options
+	if len(above) == 2 {
+		options += ",upperdir=" + names[len(layers)] + ",workdir=" + names[len(layers)+1]
+	}
+	if err := unix.Mount("overlay", dir, "overlay", flags|unix.MS_NODEV, options); err != nil {
 		return s.plain(fmt.Errorf("mount %s on %s: %w", img.Ref, dir, err))
 	}
 	return nil
 }
 
-// shorten names folders by open descriptors, which makes room for more than 200 layers.
-func shorten(dirs []string) (list string, done func(), err error) {
+// open opens folders and gives names for them that hold until done.
+func open(dirs []string) (names []string, done func(), err error) {
 	var files []*os.File
 	done = func() {
 		for _, f := range files {
 			f.Close()
 		}
 	}
-	var names []string
 	for _, d := range dirs {
 		f, err := os.Open(d)
 		if err != nil {
 			done()
-			return "", nil, err
+			return nil, nil, err
 		}
 		files = append(files, f)
 		names = append(names, fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
 	}
-	return strings.Join(names, ":"), done, nil
+	return names, done, nil
 }
 
 // Unmount undoes [Store.Mount] and [Store.MountWritable]; a dir that is not mounted or not there is no error.
