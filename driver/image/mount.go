@@ -50,7 +50,7 @@ func (s *Store) Mount(img *Image, dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return s.plain(err)
 	}
-	return s.overlay(img, dir, "", unix.MS_RDONLY)
+	return s.overlay(img, dir, nil, "", unix.MS_RDONLY)
 }
 
 // MountWritable mounts img at dir; what is written goes to folders made in scratch, which must be
