@@ -29,7 +29,7 @@ const assembler = "mmdebstrap"
 var leftOut = []string{
 	"/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/lintian/*",
 	"/usr/bin/*-lto-dump*", "/usr/share/go-*/test/*", "/usr/share/go-*/api/*",
-	"/usr/lib/python3*/config-*/libpython*.a", "/usr/lib/python3*/test/*",
+	"/usr/lib/python3*/config-*/libpython*.a",
 	"/usr/lib/*/lib[altu]*san.so*", "/usr/lib/*/libhwasan.so*", // of gcc -fsanitize
 }
 
@@ -70,7 +70,7 @@ func (b *Builder) assemble(ctx context.Context, r Runtime, dst string, say func(
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 	cmd.WaitDelay = 20 * time.Second
-	output := &tail{keep: 20, say: say}
+	output := &tail{keep: 40, say: say}
 	cmd.Stderr = output
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
@@ -269,7 +269,7 @@ func (t *tail) add(line string) {
 	if line == "" {
 		return
 	}
-	if step, ok := strings.CutPrefix(line, "I: "); ok && strings.HasSuffix(step, "...") {
+	if step, ok := strings.CutPrefix(line, "I: "); ok && strings.HasSuffix(step, "...") && !strings.Contains(step, "/") {
 		t.say("  " + step)
 	}
 	t.lines = append(t.lines, line)
