@@ -436,3 +436,25 @@ func TestDeletedServiceEndsItsQueue(t *testing.T) {
 		r.Close()
 	})
 }
+
+// A second instance takes its share although the first is not full.
+func TestNewInstanceTakesItsShare(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, testRoute())
+		r.net.listen("a:1", answer("a"))
+		r.table.set("a:1")
+		r.get("/")
+		r.table.set("a:1", "b:1")
+		r.get("/")
+		time.Sleep(time.Second) // nobody waits for it meanwhile
+		r.net.listen("b:1", answer("b"))
+		time.Sleep(time.Second)
+		got := map[string]int{}
+		for range 10 {
+			got[r.get("/").Body.String()]++
+		}
+		want(t, "at a", got["a"], 5)
+		want(t, "at b", got["b"], 5)
+		r.Close()
+	})
+}

@@ -84,12 +84,21 @@ func (s *service) work(now time.Time) time.Duration {
 			if again == 0 || left < again {
 				again = left
 			}
-		} else if !in.reachable && !in.dialling {
-			in.dialling = true
-			s.h.background.Go(func() { s.reach(in) })
+		} else {
+			s.startReach(in)
 		}
 	}
 	return again
+}
+
+// startReach makes sure that an instance is being dialled until it can be reached. Called
+// with mu held.
+func (s *service) startReach(in *instance) {
+	if in.reachable || in.dialling || in.retired {
+		return
+	}
+	in.dialling = true
+	s.h.background.Go(func() { s.reach(in) })
 }
 
 // ask tells Nomad, once, that the deployment needs an instance.
@@ -123,8 +132,8 @@ func (s *service) ask(route *leapcell.Route) {
 	}
 }
 
-// reach dials an instance until its gate answers, while it is in the table and somebody
-// waits. The first connection is kept for the first request.
+// reach dials an instance until its gate answers: while somebody waits for it, else for as
+// long as a start may take. The first connection is kept for the first request.
 func (s *service) reach(in *instance) {
 	began := time.Now()
 	for {
@@ -139,7 +148,8 @@ func (s *service) reach(in *instance) {
 			s.mu.Unlock()
 			return
 		}
-		if in.retired || s.queue.Len() == 0 {
+		waited, wanted := time.Since(began), s.queue.Len() > 0
+		if in.retired || !wanted && waited > leapcell.MaxStartTimeout {
 			in.dialling = false
 			s.kickPump() // somebody may have queued up in this very moment
 			s.mu.Unlock()
@@ -149,8 +159,11 @@ func (s *service) reach(in *instance) {
 		// There is no event for "the port is bound": the gate binds it within
 		// milliseconds of the allocation's appearance.
 		pause := time.Millisecond
-		if time.Since(began) > 5*time.Second {
+		switch {
+		case waited > 5*time.Second:
 			pause = 20 * time.Millisecond
+		case !wanted:
+			pause = 5 * time.Millisecond
 		}
 		select {
 		case <-time.After(pause):

@@ -74,6 +74,9 @@ func TestColdPhasesOfALateRequest(t *testing.T) {
 		{"behind others", 0, 50, 51, "queue;dur=42.0, schedule;dur=8.0, sandbox;dur=0.0, app;dur=1.0, proxy;dur=0.0"},
 	} {
 		got := coldPhases(&call{arrived: at(c.arrived)}, &slot{asked: at(0), dialled: at(8), given: at(c.given)}, gate, at(c.first))
+		if c.name == "while starting" { // such a one gets its slot without waiting
+			got = coldPhases(&call{arrived: at(c.arrived)}, &slot{asked: at(0), dialled: at(8)}, gate, at(c.first))
+		}
 		want(t, c.name, got.String(), c.want)
 	}
 }

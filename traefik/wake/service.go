@@ -228,6 +228,10 @@ func (s *service) setInstances(now []leapcell.Instance) {
 			in.retire()
 		}
 	}
+	// A new instance takes its share at once, not only when the others are full.
+	for _, in := range s.instances {
+		s.startReach(in)
+	}
 }
 
 func find(list []*instance, n leapcell.Instance) *instance {
@@ -312,6 +316,7 @@ func (s *service) avoid(in *instance, gone bool) {
 		in.goneUntil = time.Now().Add(goneFor)
 	} else {
 		in.reachable = false
+		s.startReach(in)
 	}
 	s.mu.Unlock()
 }

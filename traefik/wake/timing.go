@@ -27,8 +27,9 @@ func coldPhases(c *call, s *slot, gate gateTiming, firstByte time.Time) phases {
 		asked = dialled
 	}
 	p.schedule = dialled.Sub(asked)
-	p.queue = max(0, s.given.Sub(c.arrived)-p.schedule)
-	rest := max(0, firstByte.Sub(s.given))
+	given := later(s.given, c.arrived) // zero for a request that did not wait at the edge, but at the gate
+	p.queue = max(0, given.Sub(c.arrived)-p.schedule)
+	rest := max(0, firstByte.Sub(given))
 	p.app = min(gate.app, rest)
 	p.sandbox = min(gate.sandbox, rest-p.app)
 	p.proxy = rest - p.app - p.sandbox
