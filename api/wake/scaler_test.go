@@ -205,6 +205,20 @@ func TestOnlyLiveIsScaled(t *testing.T) {
 	})
 }
 
+// The deployer starts one more while it replaces instances.
+func TestExtraInstanceIsLeftAlone(t *testing.T) {
+	c := newCluster(leapcell.Settings{}, 1)
+	simulate(t, c, func(s *Scaler) {
+		idle(s, 5*time.Minute, 1)
+		c.setCount(2)
+		synctest.Wait()
+		idle(s, 50*time.Second, 1)
+		wantCalls(t, c)
+		idle(s, 20*time.Second, 1) // forgotten by whoever did it
+		wantCalls(t, c, "shop-1=1")
+	})
+}
+
 func TestReportDoesNotBlock(t *testing.T) {
 	s := New(Config{})
 	for range 10 {

@@ -45,6 +45,11 @@ func (w *watched) observe(now time.Time, count, load int) {
 		// As many were needed, for all we know.
 		w.known, w.needed = true, count
 	}
+	if count > w.count {
+		// Whoever wanted more, be it for replacing instances one by one, has them for as
+		// long as if the load had asked for them.
+		w.peaks = append(w.peaks, peak{now, count})
+	}
 	if needed := Needed(w.route, load); needed != w.needed {
 		w.peaks = append(w.peaks, peak{now, w.needed})
 		w.needed = needed
