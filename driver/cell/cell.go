@@ -252,8 +252,12 @@ func (c *Cell) Delete() error {
 
 // removeCell removes the group and the runtime's folder of a cell of which nothing runs.
 func removeCell(g cgroup, state string) error {
-	return errors.Join(g.remove(), os.RemoveAll(state))
+	return errors.Join(g.remove(), os.RemoveAll(state), os.RemoveAll(ownFiles(state)))
 }
+
+// ownFiles is the folder of the files bound into the cell whose runtime folder is state. A cell
+// sees its path in the mount table: it must not tell where the platform keeps its state. [FS5]
+func ownFiles(state string) string { return state + ".files" }
 
 // stateRoot is where the runtime keeps what it knows of the cells below one cgroup parent.
 func stateRoot(parent string) string { return filepath.Join("/run", parent) }

@@ -109,19 +109,22 @@ func (l *runc) host(c Config) (Host, error) {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &open); err != nil {
 		return Host{}, fmt.Errorf("read the limit of open files: %w", err)
 	}
+	dir := ownFiles(filepath.Join(stateRoot(c.CgroupParent), c.ID))
 	return Host{
 		CgroupsPath: l.h.group(c.CgroupParent, c.ID).path(),
 		OpenFiles:   open.Max,
-		ResolvConf:  filepath.Join(c.Dir, "resolv.conf"),
-		Hosts:       filepath.Join(c.Dir, "hosts"),
-		Hostname:    filepath.Join(c.Dir, "hostname"),
+		ResolvConf:  filepath.Join(dir, "resolv.conf"),
+		Hosts:       filepath.Join(dir, "hosts"),
+		Hostname:    filepath.Join(dir, "hostname"),
 	}, nil
 }
 
 // prepare writes the files bound into the cell.
 func (l *runc) prepare(c Config, own Host) error {
-	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
-		return err
+	for _, dir := range []string{c.Dir, filepath.Dir(own.ResolvConf)} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
 	}
 	hosts := "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 	if c.Hostname != "" {

@@ -144,7 +144,7 @@ type view struct {
 	ResolvConf          string   `json:"/etc/resolv.conf"`
 	Hosts               string   `json:"/etc/hosts"`
 	HostnameFile        string   `json:"/etc/hostname"`
-	Mounts              string   `json:"/proc/mounts"`
+	Mounts              string   `json:"/proc/self/mountinfo"`
 	Cgroup              string   `json:"/proc/self/cgroup"`
 	Kcore               string   `json:"/proc/kcore"`
 	Keys                string   `json:"/proc/keys"`

@@ -602,7 +602,7 @@ func BenchmarkMount(b *testing.B) {
 func BenchmarkUnpack(b *testing.B) {
 	needRoot(b)
 	files := []file{}
-	for d := range 100 {
+	for d := range 20 {
 		files = append(files, dir(fmt.Sprintf("usr/lib/p%d", d)))
 		for f := range 100 {
 			files = append(files, file{name: fmt.Sprintf("usr/lib/p%d/f%d", d, f), text: strings.Repeat("x", 4000)})

@@ -238,7 +238,8 @@ func (p *Pool) recycle(n *Namespace) {
 		p.cfg.Log.Warn("look into a used network namespace", "namespace", n.Name, "error", err)
 	}
 	p.mu.Lock()
-	if quiet && !p.closed && len(p.ready)+p.making < p.cfg.Size {
+	// Room for as many again as are kept ready: those that Get had made meanwhile are there too.
+	if quiet && !p.closed && len(p.ready) < 2*p.cfg.Size {
 		p.ready = append(p.ready, n)
 		p.mu.Unlock()
 		return

@@ -93,7 +93,7 @@ func look() {
 		"/proc/sys/kernel/hostname": write("/proc/sys/kernel/hostname"), "/proc/sysrq-trigger": write("/proc/sysrq-trigger"),
 		"/sys/kernel/x": write("/sys/kernel/x"), "/etc/resolv.conf": write("/etc/resolv.conf"),
 	}
-	for _, name := range []string{"/etc/resolv.conf", "/etc/hosts", "/etc/hostname", "/proc/self/status", "/proc/mounts", "/proc/self/cgroup", "/proc/kcore", "/proc/keys"} {
+	for _, name := range []string{"/etc/resolv.conf", "/etc/hosts", "/etc/hostname", "/proc/self/status", "/proc/self/mountinfo", "/proc/self/cgroup", "/proc/kcore", "/proc/keys"} {
 		b, err := os.ReadFile(name)
 		out[name] = string(b) + try(err)
 	}
