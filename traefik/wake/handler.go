@@ -121,6 +121,9 @@ func (h *Handler) try(w http.ResponseWriter, r *http.Request, s *service, got *s
 // route finds the route of host. Right after the start of an edge there is no table yet:
 // then the request waits for it, because a 404 would be a lie.
 func (h *Handler) route(ctx context.Context, host string) (*leapcell.Route, *refusal) {
+	if route := h.cfg.Table.Route(host); route != nil {
+		return route, nil
+	}
 	timeout := time.NewTimer(leapcell.HoldGrace)
 	defer timeout.Stop()
 	for {
