@@ -212,6 +212,7 @@ func (n *nomadAgent) start() {
 			n.cmd.Env = append(n.cmd.Env, kv)
 		}
 	}
+	n.cmd.Env = append(n.cmd.Env, "TMPDIR="+n.dir) // for the sockets of its plugins
 	out, err := os.OpenFile(filepath.Join(n.dir, "agent.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		n.t.Fatal(err)
