@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -47,11 +48,16 @@ func sourceText(s leapcell.Source) string {
 	return "-"
 }
 
+// problemText fits into a table: `deployment show` has all of it.
 func problemText(p *leapcell.Problem) string {
 	if p == nil {
 		return ""
 	}
-	return p.Message
+	line, _, more := strings.Cut(p.Message, "\n")
+	if more {
+		line = strings.TrimSuffix(line, ":") + " …"
+	}
+	return line
 }
 
 func (a *app) deploymentCommand() *cobra.Command {

@@ -348,3 +348,12 @@ func TestParseMemory(t *testing.T) {
 		}
 	}
 }
+
+func TestDeploymentsTableHasOneLineEach(t *testing.T) {
+	a := newAPI(t)
+	a.final.State, a.final.Error = leapcell.Failed, &leapcell.Problem{Message: "two reasons:\n* one\n* two"}
+	r := a.cli(t, "", "deployments", "shop")
+	if lines := strings.Split(strings.TrimSpace(r.out), "\n"); len(lines) != 2 || !strings.HasSuffix(lines[1], "two reasons …") {
+		t.Errorf("got\n%s", r.out)
+	}
+}

@@ -27,6 +27,10 @@ func (a *app) servicesCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if len(services) == 0 && a.output == "table" {
+				_, err := fmt.Fprintln(a.err, "there are none yet: `leapcell deploy FOLDER` makes one")
+				return err
+			}
 			rows := [][]string{{"NAME", "RUNTIME", "MODE", "LIVE", "URL", "CREATED"}}
 			for _, s := range services {
 				rows = append(rows, []string{s.Name, dash(s.Settings.Runtime), dash(string(s.Settings.Mode)), dash(s.Live), s.URL, ago(time.Now(), s.CreatedAt)})
