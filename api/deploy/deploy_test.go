@@ -385,11 +385,22 @@ func TestEnvChanged(t *testing.T) {
 		t.Errorf("running %v", got)
 	}
 
+	// Told again of the same change: there is nothing to do.
+	if err := d.EnvChanged(t.Context(), w.svc["shop-x"]); err != nil {
+		t.Fatal(err)
+	}
+	d.done.Wait()
+	if again := allocsOf(w, dep.ID); !slices.Equal(again, now) {
+		t.Errorf("replaced without a change: %v, %v", now, again)
+	}
+
 	// Dormant: there is nothing to do.
 	if err := d.cfg.Nomad.Scale(t.Context(), dep.ID, 0); err != nil {
 		t.Fatal(err)
 	}
+	w.mu.Lock()
 	w.env["shop-x"] = 2
+	w.mu.Unlock()
 	if err := d.EnvChanged(t.Context(), w.svc["shop-x"]); err != nil {
 		t.Fatal(err)
 	}

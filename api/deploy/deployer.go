@@ -163,9 +163,10 @@ type serviceState struct {
 	live sync.Mutex // held while the route changes, or instances are replaced
 
 	// Under Deployer.mu.
-	deleting    bool
-	refreshing  bool // an environment is being brought to the instances
-	refreshNext bool // and another one after that
+	deleting     bool
+	refreshing   bool // an environment is being brought to the instances
+	refreshNext  bool // and another one after that
+	refreshForce bool // of which one is for a deployment that has just gone live
 }
 
 // Causes by which work is cancelled.

@@ -47,7 +47,7 @@ func (d *Deployer) bringUp(ctx context.Context, svc leapcell.Service, dep leapce
 	// A change between the instance's start and the route's would have looked at the
 	// former deployment.
 	if now, err := d.cfg.Env.Env(ctx, svc.ID); err == nil && now.Version != env.Version {
-		return d.EnvChanged(ctx, svc)
+		d.wantRefresh(svc, true)
 	}
 	return nil
 }
