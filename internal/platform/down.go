@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"sync"
 	"time"
 
 	nomad "github.com/hashicorp/nomad/api"
@@ -145,17 +146,29 @@ func (p *Platform) destroyNode(ctx context.Context, note func(string, ...any)) e
 // sweep ends the processes and removes the mounts, networks and cgroups that are left.
 func (p *Platform) sweep(ctx context.Context, note func(string, ...any)) error {
 	left := leftovers{name: p.cfg.Name, dir: p.cfg.StateDir}
-	var failures []error
-	for _, r := range marked(p.cfg.StateDir) {
-		note("ending process %d: %s", r.PID, commandLine(r.PID))
-		failures = append(failures, r.stop(ctx, 5*time.Second))
+	// More than once: what is ended may have been about to start another.
+	for round := marked(p.cfg.StateDir); len(round) > 0; round = marked(p.cfg.StateDir) {
+		if err := stopAll(ctx, round, note); err != nil {
+			return err
+		}
 	}
-	failures = append(failures, left.remove())
-	if err := errors.Join(failures...); err != nil {
+	if err := left.remove(); err != nil {
 		return err
 	}
 	if rest := left.list(); len(rest) > 0 {
 		return fmt.Errorf("could not be removed: %v", rest)
 	}
 	return nil
+}
+
+// stopAll ends processes side by side.
+func stopAll(ctx context.Context, all []record, note func(string, ...any)) error {
+	failures := make([]error, len(all))
+	var done sync.WaitGroup
+	for i, r := range all {
+		note("ending process %d: %.100s", r.PID, commandLine(r.PID))
+		done.Go(func() { failures[i] = r.stop(ctx, 5*time.Second) })
+	}
+	done.Wait()
+	return errors.Join(failures...)
 }
