@@ -32,12 +32,7 @@ func (t *task) runBuild(ctx context.Context) Exit {
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	scratch := t.sup.scratch(t.id)
-	defer func() {
-		if err := os.RemoveAll(scratch); err != nil {
-			t.log.Error("build folder could not be removed", "error", err)
-		}
-	}()
+	scratch := t.sup.scratch(t.id) // removed by cleanUp
 	t.phase(leapcell.Building, "building")
 	img, exit := t.runCommand(ctx, scratch)
 	if exit == nil {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -91,9 +92,21 @@ type fakeNamespace struct{ name string }
 func (n fakeNamespace) NetnsName() string { return n.name }
 func (n fakeNamespace) NetnsPath() string { return "/netns/" + n.name }
 func (n fakeNamespace) Dial(ctx context.Context, address string) (net.Conn, error) {
+	_, port, _ := net.SplitHostPort(address)
+	at, ok := apps.Load(port)
+	if !ok {
+		return nil, unix.ECONNREFUSED
+	}
 	var d net.Dialer
-	return d.DialContext(ctx, "tcp", address)
+	return d.DialContext(ctx, "tcp", at.(string))
 }
+
+// apps says where the app with that port inside really listens: on a port that the kernel
+// chose, so that no two tests can meet.
+var (
+	apps     sync.Map
+	nextPort atomic.Int32
+)
 
 func (f *fakeNetworks) Get(context.Context) (Namespace, error) {
 	n, err := f.Adopt("ns-1")
@@ -225,11 +238,13 @@ func (c *fakeCell) Delete() error {
 // serves is a program that answers on its port until it is told to end.
 func serves(h http.HandlerFunc) func(c *fakeCell) {
 	return func(c *fakeCell) {
-		l, err := net.Listen("tcp", "127.0.0.1:"+c.env("PORT"))
+		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			c.end(cell.Exit{Code: 98})
 			return
 		}
+		apps.Store(c.env("PORT"), l.Addr().String())
+		defer apps.Delete(c.env("PORT"))
 		server := &http.Server{Handler: h}
 		go server.Serve(l)
 		io.WriteString(c.stdout, "listening\n")
@@ -322,8 +337,7 @@ func free(t *testing.T) string {
 
 func (n *node) request(mode leapcell.TaskMode) StartRequest {
 	n.n++
-	_, port, _ := net.SplitHostPort(free(n.t))
-	p, _ := net.LookupPort("tcp", port)
+	p := 10000 + int(nextPort.Add(1))
 	return StartRequest{
 		ID: "0a1b2c3d-alloc/shop/" + string(rune('0'+n.n)), Name: "shop", AllocID: "0a1b2c3d-alloc", Namespace: "leapcell",
 		Dir: filepath.Join(n.dir, "alloc"), Address: free(n.t), MemoryMB: 256,

@@ -280,24 +280,19 @@ func (s *Supervisor) recover(rec record) {
 	}
 	t, err := newTask(s, rec.Request, time.Now())
 	if err != nil {
-		log.Error("task could not be taken over", "error", err)
+		// Nomad is told that nobody knows the task, and starts it anew.
+		log.Error("task could not be taken over", "error", errors.Join(err, s.records.remove(rec.Request.cellID())))
 		return
 	}
 	s.tasks[rec.Request.ID] = t
-	if t.build() {
-		err = errors.New("builds are not taken over")
-	} else {
-		err = t.adopt(rec)
-	}
-	if err == nil {
+	if err = t.adopt(rec); err == nil {
 		log.Info("task taken over", "pid", rec.PID)
 		go func() { t.finish(t.attend()) }()
 		return
 	}
 	log.Error("task could not be taken over", "error", err)
-	t.rec, t.mounted = rec, true
 	if t.gate != nil {
-		t.gate.Exited(-1, "ended while the supervisor was not running")
+		_ = t.gate.Drain(context.Background()) // it is empty: who comes is sent elsewhere
 	}
 	go t.finish(Exit{Code: 1, Message: "ended while the supervisor was not running"})
 }

@@ -138,7 +138,11 @@ func TestStopLetsRequestsFinish(t *testing.T) {
 		_, body := get(t, req.Address)
 		answered <- body
 	}()
-	<-begun
+	select {
+	case <-begun:
+	case body := <-answered:
+		t.Fatalf("answered %q without the app", body)
+	}
 	stopped := make(chan struct{})
 	go func() { n.Stop(req.ID, time.Minute, 0); close(stopped) }()
 	until(t, "drain", func() bool { s, _ := n.Inspect(req.ID); return s.Gate.State == "draining" })
@@ -347,6 +351,23 @@ func TestRecoverOfWhatIsGone(t *testing.T) {
 		}
 	}
 	n.clean(req)
+}
+
+func TestRecoverDuringABuild(t *testing.T) {
+	n := newNode(t, hangs)
+	req := n.request(leapcell.TaskBuild)
+	n.start(req)
+	until(t, "cell", func() bool { s, _ := n.Inspect(req.ID); return s.PID != 0 })
+	n.restart()
+	if err := n.Recover(); err != nil {
+		t.Fatal(err)
+	}
+	if exit := n.wait(req); exit.Code == 0 {
+		t.Errorf("exit %+v", exit)
+	}
+	if !n.cells.last().isDeleted() {
+		t.Error("the build runs on")
+	}
 }
 
 func TestBuild(t *testing.T) {

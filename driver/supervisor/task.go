@@ -197,6 +197,8 @@ func (t *task) gather(ctx context.Context) (img *image.Image, env map[string]str
 		t.mu.Unlock()
 		return nil
 	})
+	// Before there is a process: whoever comes after a crash must find what to remove.
+	t.save()
 	err = group.Wait()
 	return img, env, err
 }
@@ -393,7 +395,7 @@ func (t *task) cleanUp() {
 	if ns != nil {
 		t.sup.networks.Put(ns)
 	}
-	if t.req.Config.Mode == leapcell.TaskPersistent {
+	if t.req.Config.Mode != leapcell.TaskServerless {
 		errs = append(errs, os.RemoveAll(t.sup.scratch(t.id)))
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -446,24 +448,25 @@ func (t *task) status() Status {
 }
 
 // adopt takes over a task that an earlier supervisor ran; its gate listens again already.
-// Requests pass at once if the app was ready.
+// Requests pass at once if the app was ready. After an error, finish removes what is left.
 func (t *task) adopt(rec record) error {
-	t.rec = rec
-	ns, err := t.sup.networks.Adopt(rec.Netns)
-	if err != nil {
-		return fmt.Errorf("network namespace %s: %w", rec.Netns, err)
-	}
-	t.netns, t.mounted = ns, true
-	cfg := t.cellConfig()
-	c, err := t.sup.cells.Adopt(cfg, rec.PID)
+	t.rec, t.mounted = rec, true
+	c, err := t.sup.cells.Adopt(t.cellConfig(), rec.PID) // the cell goes if it cannot be had
 	if err != nil {
 		return fmt.Errorf("process %d: %w", rec.PID, err)
 	}
 	t.cell = c
+	if t.build() {
+		return errors.New("builds are not taken over")
+	}
+	t.netns, err = t.sup.networks.Adopt(rec.Netns)
+	if err != nil {
+		return fmt.Errorf("network namespace %s: %w", rec.Netns, err)
+	}
 	if rec.App != "" {
-		t.gate.Adopt(backend{ns, c}, rec.StartedAt, c.Frozen(), rec.App)
+		t.gate.Adopt(backend{t.netns, c}, rec.StartedAt, c.Frozen(), rec.App)
 	} else {
-		t.gate.Launched(backend{ns, c}, time.Now())
+		t.gate.Launched(backend{t.netns, c}, time.Now())
 	}
 	return nil
 }
