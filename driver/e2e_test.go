@@ -467,6 +467,7 @@ func TestDriver(t *testing.T) {
 	})
 	t.Run("crash", func(t *testing.T) { r.crash(t, config) })
 	t.Run("build", func(t *testing.T) { r.builds(t, image) })
+	t.Run("another build of the driver", func(t *testing.T) { r.upgrade(t) })
 	// The last ones: Nomad takes half a minute until a restarted client takes orders again.
 	t.Run("supervisor killed", func(t *testing.T) { r.supervisorKilled(t, alloc) })
 	t.Run("agent and plugin killed", func(t *testing.T) { r.killed(t, alloc) })
@@ -551,6 +552,27 @@ func (r *rig) taskID(t *testing.T, c *supervisor.Client, alloc *api.Allocation) 
 	}
 	t.Fatalf("no task of %s in %+v", alloc.ID, list)
 	return ""
+}
+
+// upgrade puts another build of the program in place: the supervisor stays while it has
+// tasks. That it goes when it has none is seen by a driver of its own.
+func (r *rig) upgrade(t *testing.T) {
+	c := supervisor.NewClient(r.node.Socket())
+	defer c.Close()
+	before, err := c.Health(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.build("../cmd/nomad-driver-leapcell", r.program+".new")
+	if err := os.Rename(r.program+".new", r.program); err != nil {
+		t.Fatal(err)
+	}
+	if before.Program == supervisor.ProgramID(r.program) {
+		t.Error("two builds cannot be told apart")
+	}
+	if err := c.Shutdown(context.Background(), false); leapcell.ErrorCode(err) != leapcell.CodeConflict {
+		t.Errorf("a supervisor with tasks would go: %v", err)
+	}
 }
 
 // burst has 200 clients find the gate as soon as it is there.

@@ -87,10 +87,35 @@ func (d *Driver) up(ctx context.Context) (*supervisor.Client, error) {
 	if d.client == nil {
 		return nil, errors.New("the driver has no configuration: the agent needs a block plugin \"nomad-driver-leapcell\" with state_dir")
 	}
-	if _, err := d.client.Health(ctx); err == nil {
-		return d.client, nil
+	if h, err := d.client.Health(ctx); err == nil {
+		own := supervisor.ProgramID(d.exec)
+		if h.Program == "" || own == "" || h.Program == own {
+			return d.client, nil
+		}
+		return d.client, d.replace(ctx, h)
 	}
 	return d.client, startSupervisor(ctx, d.exec, d.cfg, d.client)
+}
+
+// replace puts this build's supervisor in the place of another's, once nothing runs: as long
+// as there are instances the old one keeps them, because a change would cost the requests in
+// flight. [LI4] The caller holds mu.
+func (d *Driver) replace(ctx context.Context, old supervisor.Health) error {
+	if err := d.client.Shutdown(ctx, false); err != nil {
+		d.log.Warn("the supervisor is of another build; it is replaced when no task runs", "pid", old.PID, "version", old.Version, "tasks", old.Tasks)
+		return nil
+	}
+	d.log.Info("replacing the supervisor of another build", "pid", old.PID, "version", old.Version)
+	for {
+		err := startSupervisor(ctx, d.exec, d.cfg, d.client)
+		if h, asked := d.client.Health(ctx); asked == nil && h.PID != old.PID {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return err
+		}
+		pause(ctx, 20*time.Millisecond) // the old one has the lock until its end
+	}
 }
 
 // supervisor is the client without a question whether it answers: the hot path of a start.

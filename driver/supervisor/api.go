@@ -141,6 +141,7 @@ type Event struct {
 // Health is what the supervisor says about itself.
 type Health struct {
 	Version string `json:"version"`
+	Program string `json:"program"` // which build it is, see [ProgramID]
 	PID     int    `json:"pid"`
 	Tasks   int    `json:"tasks"`   // that have not ended
 	LastSeq int64  `json:"lastSeq"` // of the newest event

@@ -33,6 +33,16 @@ func lock(name string) (unlock func(), err error) {
 	return func() { _ = f.Close() }, nil
 }
 
+// ProgramID tells one build of a program from another that has taken its path; "" when the
+// path cannot be read.
+func ProgramID(path string) string {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return ""
+	}
+	return fmt.Sprintf("%d-%d-%d", st.Ino, st.Size, st.Mtim.Nano())
+}
+
 const tmpfsMagic = 0x01021994
 
 // prepareRunDir makes a folder that is not on a disk: bundles and runtime states in it hold

@@ -347,5 +347,5 @@ func (s *Supervisor) health() Health {
 			n++
 		}
 	}
-	return Health{Version: Version, PID: os.Getpid(), Tasks: n, LastSeq: s.events.last()}
+	return Health{Version: Version, Program: ProgramID("/proc/self/exe"), PID: os.Getpid(), Tasks: n, LastSeq: s.events.last()}
 }
