@@ -62,8 +62,11 @@ type SealedEnv struct {
 
 // EdgeReport is what an edge tells the scaler about the services it saw.
 type EdgeReport struct {
-	Edge     string        `json:"edge"`
-	Services []EdgeService `json:"services"`
+	Edge string `json:"edge"`
+	// RoutesIndex is the Nomad index up to which the edge has read the routes: a route
+	// written at or before it is in effect there.
+	RoutesIndex uint64        `json:"routesIndex"`
+	Services    []EdgeService `json:"services"`
 }
 
 // EdgeService is the load of one service at one edge.

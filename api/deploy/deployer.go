@@ -53,7 +53,7 @@ type Nomad interface {
 	StopAlloc(ctx context.Context, id string) error
 	// FailedPlacement says why Nomad finds no node for the job; nil when it does not say.
 	FailedPlacement(ctx context.Context, job string) (*api.AllocationMetric, error)
-	PutVariable(ctx context.Context, path string, value []byte) error
+	PutVariable(ctx context.Context, path string, value []byte) (index uint64, err error)
 	DeleteVariable(ctx context.Context, path string) error
 	Logs(ctx context.Context, o nomad.LogOptions) (io.ReadCloser, error)
 }
@@ -79,6 +79,12 @@ type Images interface {
 	Resolve(ctx context.Context, repository, tag string) (string, error)
 }
 
+// Edges are those that send visitors.
+type Edges interface {
+	// AwaitRoutes waits until every edge has read the routes up to Nomad's index.
+	AwaitRoutes(ctx context.Context, index uint64) error
+}
+
 // Config is what [New] needs to know. Zero durations and numbers mean the defaults.
 type Config struct {
 	Dir             string // for logs and layers
@@ -90,6 +96,7 @@ type Config struct {
 	Sources         Sources
 	Builder         Builder
 	Images          Images
+	Edges           Edges
 	// ForgetImages removes the repositories below a folder, when a service is deleted.
 	ForgetImages func(folder string) error
 	Log          *slog.Logger
@@ -108,8 +115,8 @@ type Config struct {
 	// StartGrace is added to the start timeout, for what comes before the app's start:
 	// above all reading the image; default 30 seconds.
 	StartGrace time.Duration
-	// Handover is how long the former deployment keeps its instances after the route
-	// changed, so that every edge knows; default 1 second.
+	// Handover bounds the wait until every edge knows a new route; an edge that does not
+	// say so in time does not hold a deployment up. Default 2 seconds.
 	Handover time.Duration
 	// Pause is the first wait before something is tried again; default 250 ms.
 	Pause time.Duration
@@ -124,7 +131,7 @@ func (c Config) withDefaults() Config {
 	orDefault(&c.Patience, 5*time.Minute)
 	orDefault(&c.PlacementPatience, time.Minute)
 	orDefault(&c.StartGrace, 30*time.Second)
-	orDefault(&c.Handover, time.Second)
+	orDefault(&c.Handover, 2*time.Second)
 	orDefault(&c.Pause, 250*time.Millisecond)
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

@@ -28,23 +28,22 @@ type world struct {
 	dir  string
 	gate *httptest.Server
 
-	mu       sync.Mutex
-	svc      map[string]leapcell.Service
-	deps     map[string]leapcell.Deployment
-	numbers  int
-	env      map[string]int // versions
-	applied  map[string]int
-	jobs     map[string]*fakeJob
-	vars     map[string]string
-	writes   []string // of the route variable: deployments in order
-	images   map[string]string
-	allocs   int
-	index    uint64
-	changed  chan struct{}
-	forgot   []string
-	stopped  []string // allocations by StopAlloc
-	builds   int      // registered
-	maxBuild int      // at the same time
+	mu      sync.Mutex
+	svc     map[string]leapcell.Service
+	deps    map[string]leapcell.Deployment
+	numbers int
+	env     map[string]int // versions
+	applied map[string]int
+	jobs    map[string]*fakeJob
+	vars    map[string]string
+	writes  []string // of the route variable: deployments in order
+	images  map[string]string
+	allocs  int
+	index   uint64
+	changed chan struct{}
+	forgot  []string
+	stopped []string // allocations by StopAlloc
+	builds  int      // registered
 
 	// What tests change.
 	build  func(w *world, a *api.AllocationListStub, dep leapcell.Deployment) // runs the build
@@ -512,8 +511,8 @@ func (v *view) FailedPlacement(ctx context.Context, _ string) (out *api.Allocati
 	return out, err
 }
 
-func (v *view) PutVariable(ctx context.Context, path string, value []byte) error {
-	return v.nomad(ctx, "PutVariable", func() error {
+func (v *view) PutVariable(ctx context.Context, path string, value []byte) (uint64, error) {
+	return 1, v.nomad(ctx, "PutVariable", func() error {
 		route, err := leapcell.ParseRoute(value)
 		if err != nil {
 			return err
@@ -603,7 +602,7 @@ func (v *view) Resolve(ctx context.Context, repository, tag string) (out string,
 func (w *world) deployer(v *view, change func(*Config)) *Deployer {
 	w.t.Helper()
 	cfg := Config{
-		Dir: w.dir, Namespace: "leapcell", RegistryAddress: "registry", Store: v, Env: v, Nomad: v, Sources: v, Builder: v, Images: v,
+		Dir: w.dir, Namespace: "leapcell", RegistryAddress: "registry", Store: v, Env: v, Nomad: v, Sources: v, Builder: v, Images: v, Edges: noEdges{},
 		ForgetImages: func(folder string) error {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -661,3 +660,8 @@ func readLog(t *testing.T, d *Deployer, id string) string {
 	}
 	return string(b)
 }
+
+// noEdges is a platform without edges: nobody has to be waited for.
+type noEdges struct{}
+
+func (noEdges) AwaitRoutes(context.Context, uint64) error { return nil }

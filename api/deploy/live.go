@@ -90,9 +90,26 @@ func (d *Deployer) putRoute(ctx context.Context, svc leapcell.Service, dep leapc
 	if err != nil {
 		return fmt.Errorf("route of %s: %w", dep.ID, err)
 	}
-	return d.patiently(ctx, w, func(ctx context.Context) error {
-		return d.cfg.Nomad.PutVariable(ctx, leapcell.RoutesPrefix+svc.ID, route)
+	var index uint64
+	err = d.patiently(ctx, w, func(ctx context.Context) (err error) {
+		index, err = d.cfg.Nomad.PutVariable(ctx, leapcell.RoutesPrefix+svc.ID, route)
+		return err
 	})
+	if err != nil {
+		return err
+	}
+	d.awaitEdges(context.WithoutCancel(ctx), dep.ID, index)
+	return nil
+}
+
+// awaitEdges makes "live" mean that visitors get the new deployment, and lets the former
+// one keep its instances until then.
+func (d *Deployer) awaitEdges(ctx context.Context, id string, index uint64) {
+	ctx, cancel := context.WithTimeout(ctx, d.cfg.Handover)
+	defer cancel()
+	if err := d.cfg.Edges.AwaitRoutes(ctx, index); err != nil {
+		d.cfg.Log.Warn("not every edge said in time that it has the route", "deployment", id, "err", err)
+	}
 }
 
 // retire marks what was live before dep as superseded and gives it.
@@ -118,12 +135,9 @@ func (d *Deployer) retire(ctx context.Context, svc leapcell.Service, dep leapcel
 	return former, nil
 }
 
-// drain takes the instances of the former deployments away, once every edge knows the new
-// route, and forgets jobs too old to be rolled back to at once.
+// drain takes the instances of the former deployments away, which every edge has left by
+// now, and forgets jobs too old to be rolled back to at once.
 func (d *Deployer) drain(former []leapcell.Deployment, svc leapcell.Service) {
-	if sleep(d.ctx, d.cfg.Handover) != nil {
-		return // tidy does it after the restart
-	}
 	for _, dep := range former {
 		now, err := d.cfg.Store.Deployment(d.ctx, dep.ID)
 		if err != nil || now.State != leapcell.Superseded {

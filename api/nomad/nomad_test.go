@@ -308,7 +308,7 @@ func testVariables(t *testing.T, c *Client) {
 	_, err := c.Variable(ctx, path)
 	wantCode(t, err, leapcell.CodeNotFound, path)
 	for _, value := range []string{`{"version":1}`, `{"version":2}`} {
-		if err := c.PutVariable(ctx, path, []byte(value)); err != nil {
+		if _, err := c.PutVariable(ctx, path, []byte(value)); err != nil {
 			t.Fatal(err)
 		}
 		if got, err := c.Variable(ctx, path); err != nil || string(got) != value {
@@ -354,7 +354,8 @@ func TestNomadThatIsNotThere(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantCode(t, c.Health(t.Context()), leapcell.CodeUnavailable, "Nomad at "+address+" does not answer", "refused", "is the agent running?")
-	wantCode(t, c.PutVariable(t.Context(), "x", nil), leapcell.CodeUnavailable)
+	_, err = c.PutVariable(t.Context(), "x", nil)
+	wantCode(t, err, leapcell.CodeUnavailable)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := c.Health(ctx); !errors.Is(err, context.Canceled) {

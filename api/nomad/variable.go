@@ -7,13 +7,17 @@ import (
 	"github.com/leapcell/leapcell"
 )
 
-// PutVariable writes value as the one item of the variable at path, whatever was there.
-func (c *Client) PutVariable(ctx context.Context, path string, value []byte) error {
+// PutVariable writes value as the one item of the variable at path, whatever was there,
+// and gives Nomad's index of the change.
+func (c *Client) PutVariable(ctx context.Context, path string, value []byte) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	v := &api.Variable{Namespace: c.cfg.Namespace, Path: path, Items: api.VariableItems{leapcell.VariableItem: string(value)}}
-	_, _, err := c.api.Variables().Update(v, c.write(ctx))
-	return c.wrap(err, "write variable "+path)
+	written, _, err := c.api.Variables().Update(v, c.write(ctx))
+	if err != nil {
+		return 0, c.wrap(err, "write variable "+path)
+	}
+	return written.ModifyIndex, nil
 }
 
 // Variable gives the item of the variable at path, else [leapcell.CodeNotFound].

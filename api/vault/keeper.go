@@ -37,7 +37,7 @@ type Store interface {
 // Variables are Nomad's variables. Variable gives [leapcell.CodeNotFound] for one that is
 // not there; deleting such a one is no error.
 type Variables interface {
-	PutVariable(ctx context.Context, path string, value []byte) error
+	PutVariable(ctx context.Context, path string, value []byte) (index uint64, err error)
 	Variable(ctx context.Context, path string) ([]byte, error)
 	DeleteVariable(ctx context.Context, path string) error
 }
@@ -167,7 +167,8 @@ func (k *Keeper) publish(ctx context.Context, serviceID string) error {
 	if err == nil && bytes.Equal(have, want) {
 		return nil
 	}
-	return k.cfg.Variables.PutVariable(ctx, path, want)
+	_, err = k.cfg.Variables.PutVariable(ctx, path, want)
+	return err
 }
 
 // Run brings every change to the running instances, until ctx ends. At first it makes all

@@ -39,13 +39,13 @@ func (f *fakeParts) Shred(_ context.Context, id string) error {
 	return nil
 }
 
-func (f *fakeParts) PutVariable(_ context.Context, path string, value []byte) error {
+func (f *fakeParts) PutVariable(_ context.Context, path string, value []byte) (uint64, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.down == nil {
 		f.vars[path] = string(value)
 	}
-	return f.down
+	return 1, f.down
 }
 
 func (f *fakeParts) Variable(_ context.Context, path string) ([]byte, error) {

@@ -3,6 +3,7 @@ package wake
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -57,6 +58,7 @@ type Scaler struct {
 
 	mu     sync.Mutex
 	edges  map[string]*edge
+	heard  chan struct{}  // closed at the next report
 	counts map[string]int // instances that Nomad wants, by deployment
 
 	// Of Run alone.
@@ -68,6 +70,7 @@ type Scaler struct {
 // edge is what one edge said last.
 type edge struct {
 	at       time.Time
+	routes   uint64                          // index up to which it has the routes
 	services map[string]leapcell.EdgeService // by service ID
 }
 
@@ -78,13 +81,13 @@ func New(cfg Config) *Scaler {
 	}
 	return &Scaler{
 		cfg: cfg, news: make(chan struct{}, 1),
-		edges: map[string]*edge{}, counts: map[string]int{}, services: map[string]*watched{},
+		edges: map[string]*edge{}, heard: make(chan struct{}), counts: map[string]int{}, services: map[string]*watched{},
 	}
 }
 
 // Report takes what an edge sees. It does not block.
 func (s *Scaler) Report(r leapcell.EdgeReport) {
-	e := &edge{at: time.Now(), services: make(map[string]leapcell.EdgeService, len(r.Services))}
+	e := &edge{at: time.Now(), routes: r.RoutesIndex, services: make(map[string]leapcell.EdgeService, len(r.Services))}
 	for _, svc := range r.Services {
 		e.services[svc.ServiceID] = svc
 	}
@@ -98,8 +101,33 @@ func (s *Scaler) Report(r leapcell.EdgeReport) {
 		}
 	}
 	s.edges[r.Edge] = e
+	close(s.heard)
+	s.heard = make(chan struct{})
 	s.mu.Unlock()
 	s.wake()
+}
+
+// AwaitRoutes waits until every edge that was heard of lately has read the routes up to
+// index.
+func (s *Scaler) AwaitRoutes(ctx context.Context, index uint64) error {
+	for {
+		s.mu.Lock()
+		heard, behind := s.heard, ""
+		for name, e := range s.edges {
+			if e.routes < index && time.Since(e.at) < edgeSilence {
+				behind = name
+			}
+		}
+		s.mu.Unlock()
+		if behind == "" {
+			return nil
+		}
+		select {
+		case <-heard:
+		case <-ctx.Done():
+			return fmt.Errorf("edge %s: %w", behind, ctx.Err())
+		}
+	}
 }
 
 func (s *Scaler) wake() {

@@ -225,3 +225,30 @@ func TestReportDoesNotBlock(t *testing.T) {
 		s.Report(leapcell.EdgeReport{Edge: "a"}) // nobody runs
 	}
 }
+
+func TestAwaitRoutesWaitsForTheSlowestEdge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New(Config{})
+		if err := s.AwaitRoutes(t.Context(), 5); err != nil {
+			t.Errorf("without an edge: %v", err)
+		}
+		s.Report(leapcell.EdgeReport{Edge: "a", RoutesIndex: 5})
+		s.Report(leapcell.EdgeReport{Edge: "b", RoutesIndex: 4})
+		done := make(chan error, 1)
+		go func() { done <- s.AwaitRoutes(t.Context(), 5) }()
+		synctest.Wait()
+		select {
+		case err := <-done:
+			t.Errorf("edge b has not read the route, but the wait ended: %v", err)
+		default:
+		}
+		s.Report(leapcell.EdgeReport{Edge: "b", RoutesIndex: 6})
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		time.Sleep(edgeSilence)
+		if err := s.AwaitRoutes(t.Context(), 100); err != nil {
+			t.Errorf("edges that fell silent are waited for: %v", err)
+		}
+	})
+}

@@ -64,14 +64,14 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	if err != nil {
 		return err
 	}
-	deployer, builder, err := newDeployer(cfg, log, db, cluster, images, pushes)
+	scaler := wake.New(wake.Config{Namespace: cfg.NomadNamespace, Store: db, Nomad: cluster, Log: log})
+	deployer, builder, err := newDeployer(cfg, log, db, cluster, images, pushes, scaler)
 	if err != nil {
 		return err
 	}
 	defer closing(&err, builder.Close)
 	defer closing(&err, deployer.Close)
 	keeper := vault.NewKeeper(vault.KeeperConfig{Store: db, Variables: cluster, Sealer: sealer, Changed: deployer.EnvChanged, Log: log})
-	scaler := wake.New(wake.Config{Namespace: cfg.NomadNamespace, Store: db, Nomad: cluster, Log: log})
 
 	api, err := server.New(server.Config{
 		Store: db, Deployer: deployer, Env: keeper, Logs: deployer, Instances: cluster, Scaler: scaler, Cleaner: keeper,
@@ -124,7 +124,7 @@ func newRegistry(ctx context.Context, cfg Config, log *slog.Logger) (*registry.R
 	return images, registry.NewClient(cred), nil
 }
 
-func newDeployer(cfg Config, log *slog.Logger, db *store.Store, cluster *nomad.Client, images *registry.Registry, pushes *registry.Client) (*deploy.Deployer, *build.Builder, error) {
+func newDeployer(cfg Config, log *slog.Logger, db *store.Store, cluster *nomad.Client, images *registry.Registry, pushes *registry.Client, edges deploy.Edges) (*deploy.Deployer, *build.Builder, error) {
 	runtimes, err := build.ReadRuntimes(cfg.RuntimesFile)
 	if err != nil {
 		return nil, nil, err
@@ -141,7 +141,7 @@ func newDeployer(cfg Config, log *slog.Logger, db *store.Store, cluster *nomad.C
 	}
 	deployer, err := deploy.New(deploy.Config{
 		Dir: cfg.path("deploy"), Namespace: cfg.NomadNamespace, RegistryAddress: cfg.RegistryAddress,
-		Store: db, Env: db, Nomad: cluster, Sources: sources, Builder: builder, Images: pushes, ForgetImages: images.Forget, Log: log,
+		Store: db, Env: db, Nomad: cluster, Sources: sources, Builder: builder, Images: pushes, Edges: edges, ForgetImages: images.Forget, Log: log,
 		Builds: cfg.Builds, BuildMemory: cfg.BuildMemory, BuildTimeout: cfg.BuildTimeout,
 	})
 	if err != nil {

@@ -829,7 +829,7 @@ func TestEarlyAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, Config{}, func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/upload" {
-				http.Error(w, "not so big", 413)
+				http.Error(w, "not so big", http.StatusRequestEntityTooLarge)
 				return
 			}
 			hello(w, r)

@@ -37,7 +37,7 @@ func (v *vaultAndNomad) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		var in map[string]string
 		json.NewDecoder(r.Body).Decode(&in)
 		if in["jwt"] != "task-jwt" || in["role"] != "instance" {
-			http.Error(w, `{"errors":["denied"]}`, 403)
+			http.Error(w, `{"errors":["denied"]}`, http.StatusForbidden)
 			return
 		}
 		reply(map[string]any{"auth": map[string]any{"client_token": "vault-token"}})

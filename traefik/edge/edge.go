@@ -77,7 +77,7 @@ func Run(ctx context.Context, cfg Config) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var helpers sync.WaitGroup
 	helpers.Go(func() { table.Run(background, nomad) })
-	helpers.Go(func() { newReporter(cfg, handler).run(background) })
+	helpers.Go(func() { newReporter(cfg, handler, table).run(background) })
 	helpers.Go(func() { admin.run(background) })
 	defer helpers.Wait()
 	defer stop()

@@ -28,15 +28,23 @@ type reporter struct {
 	url   string // empty: nowhere
 	token string
 	load  *wake.Handler
+	table routeTable
 	http  *http.Client
 	log   *slog.Logger
 
 	sent    map[string]leapcell.EdgeService
+	routes  uint64 // index of the routes in the last report that was taken
 	failing bool
 }
 
-func newReporter(cfg Config, load *wake.Handler) *reporter {
-	r := &reporter{edge: cfg.ID, token: cfg.APIToken, load: load, log: cfg.Log,
+// routeTable says how far the routes were read.
+type routeTable interface {
+	RoutesIndex() uint64
+	Changed() <-chan struct{}
+}
+
+func newReporter(cfg Config, load *wake.Handler, table routeTable) *reporter {
+	r := &reporter{edge: cfg.ID, token: cfg.APIToken, load: load, table: table, log: cfg.Log,
 		http: &http.Client{Timeout: reportWait}, sent: map[string]leapcell.EdgeService{}}
 	if cfg.APIAddr != "" {
 		r.url = cfg.APIAddr + "/v1/edges/" + url.PathEscape(cfg.ID) + "/report"
@@ -48,9 +56,15 @@ func (r *reporter) run(ctx context.Context) {
 	full := time.NewTicker(reportFull)
 	defer full.Stop()
 	for {
+		changed := r.table.Changed()
+		if r.table.RoutesIndex() != r.routes && !r.failing {
+			// At once: a deployment is called live when every edge has its route.
+			r.report(ctx, r.changes())
+		}
 		select {
 		case <-ctx.Done():
 			return
+		case <-changed:
 		case <-full.C:
 			r.report(ctx, r.load.Load())
 		case <-r.load.LoadChanged():
@@ -81,9 +95,11 @@ func (r *reporter) report(ctx context.Context, services []leapcell.EdgeService) 
 	if r.url == "" {
 		return
 	}
-	err := r.post(ctx, leapcell.EdgeReport{Edge: r.edge, Services: services})
+	index := r.table.RoutesIndex()
+	err := r.post(ctx, leapcell.EdgeReport{Edge: r.edge, RoutesIndex: index, Services: services})
 	switch {
 	case err == nil:
+		r.routes = index
 		for _, s := range services {
 			r.sent[s.ServiceID] = s
 		}

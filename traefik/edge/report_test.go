@@ -21,7 +21,7 @@ func TestReporterSaysOnceThatTheAPIIsAway(t *testing.T) {
 	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var got leapcell.EdgeReport
 		b, _ := io.ReadAll(r.Body)
-		if err := json.Unmarshal(b, &got); err != nil || got.Edge != "e/1" || r.URL.EscapedPath() != "/v1/edges/e%2F1/report" {
+		if err := json.Unmarshal(b, &got); err != nil || got.Edge != "e/1" || got.RoutesIndex != 7 || r.URL.EscapedPath() != "/v1/edges/e%2F1/report" {
 			t.Errorf("report %s to %s: %v", b, r.URL, err)
 		}
 		reports++
@@ -30,7 +30,7 @@ func TestReporterSaysOnceThatTheAPIIsAway(t *testing.T) {
 	defer api.Close()
 	handler := wake.New(wake.Config{Table: &fixedTable{}})
 	defer handler.Close()
-	r := newReporter(Config{ID: "e/1", APIAddr: api.URL, APIToken: "t", Log: slog.New(slog.NewTextHandler(&log, nil))}, handler)
+	r := newReporter(Config{ID: "e/1", APIAddr: api.URL, APIToken: "t", Log: slog.New(slog.NewTextHandler(&log, nil))}, handler, routesAt(7))
 	services := []leapcell.EdgeService{{ServiceID: "s", Requests: 1}}
 	for _, status = range []int{500, 500, 204, 204, 500} {
 		r.report(context.Background(), services)
@@ -42,3 +42,9 @@ func TestReporterSaysOnceThatTheAPIIsAway(t *testing.T) {
 		t.Errorf("remembered %+v", r.sent)
 	}
 }
+
+// routesAt is a table of routes that stays at an index.
+type routesAt uint64
+
+func (r routesAt) RoutesIndex() uint64      { return uint64(r) }
+func (r routesAt) Changed() <-chan struct{} { return nil }

@@ -18,6 +18,7 @@ type Table struct {
 // state is what the edge knows at one moment. It is never changed once published.
 type state struct {
 	routes    map[string]*leapcell.Route     // by host; nil until read
+	index     uint64                         // of Nomad, up to which routes were read
 	instances map[string][]leapcell.Instance // by deployment; nil until read
 	// restarting are the deployments of which an instance failed and that Nomad brings
 	// back by itself.
@@ -69,8 +70,11 @@ func (t *Table) publish(change func(next *state)) {
 	close(before.changed)
 }
 
-func (t *Table) publishRoutes(byHost map[string]*leapcell.Route) {
-	t.publish(func(next *state) { next.routes = byHost })
+// RoutesIndex is the index of Nomad up to which the routes are known.
+func (t *Table) RoutesIndex() uint64 { return t.now.Load().index }
+
+func (t *Table) publishRoutes(byHost map[string]*leapcell.Route, index uint64) {
+	t.publish(func(next *state) { next.routes, next.index = byHost, index })
 }
 
 // publishAll replaces all instances.

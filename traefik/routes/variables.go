@@ -51,7 +51,7 @@ func (v *variables) run(ctx context.Context) error {
 			return err
 		}
 		if changed || index == 0 {
-			v.table.publishRoutes(v.byHost())
+			v.table.publishRoutes(v.byHost(), meta.LastIndex)
 		}
 		if meta.LastIndex < index {
 			index = 0

@@ -260,6 +260,9 @@ func (x *exchange) copyBody(resp *http.Response) error {
 	buf := buffers.Get().(*[32 << 10]byte)
 	defer buffers.Put(buf)
 	flusher, _ := x.w.(http.Flusher)
+	if flusher != nil && resp.ContentLength != 0 && x.conn.r.Buffered() == 0 {
+		flusher.Flush() // the head of an event stream may be all there is for long
+	}
 	for {
 		n, err := resp.Body.Read(buf[:])
 		if n > 0 {

@@ -211,11 +211,6 @@ func answer(text string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, text) }
 }
 
-func gone(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set(leapcell.HeaderGone, "1")
-	w.WriteHeader(http.StatusServiceUnavailable)
-}
-
 func want[T comparable](t *testing.T, what string, got, want T) {
 	t.Helper()
 	if got != want {
