@@ -29,7 +29,8 @@ func TestAssemblePython(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if limit := int64(430 << 20); info.Size() > limit { // of which 50 MB are the padding of tar
+	// A guard against a package that drags in a desktop: the compiler alone is half of it.
+	if limit := int64(500 << 20); info.Size() > limit {
 		t.Errorf("the base image has %d MB, more than %d MB", info.Size()>>20, limit>>20)
 	}
 	f, err := os.Open(file)
