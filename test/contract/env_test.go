@@ -57,8 +57,8 @@ func TestMust_EN1_ChangedValuesToo(t *testing.T) {
 	random := make([]byte, 24)
 	_, _ = rand.Read(random) // never fails
 	secret := "changed-" + hex.EncodeToString(random)
-	p.Must(t, "env", "set", s.Name, "CHANGED="+secret)
 	s.ToZero(t)
+	p.Must(t, "env", "set", s.Name, "CHANGED="+secret)
 	var env map[string]string
 	if s.Read(t, "/env", &env); env["CHANGED"] != secret {
 		t.Fatal("the new instance does not have the new value")
@@ -231,6 +231,7 @@ func searchProcesses(t *testing.T, s search, instance string) {
 func searchAPI(t *testing.T, s search, service *harness.Service) {
 	t.Helper()
 	p := harness.Get(t)
+	service.Reload(t)
 	for _, path := range []string{
 		"/v1/services", "/v1/services/" + service.Name, "/v1/services/" + service.Name + "/env", "/v1/services/" + service.Name + "/deployments",
 		"/v1/services/" + service.Name + "/instances", "/v1/services/" + service.Name + "/logs", "/v1/deployments/" + service.Live, "/v1/deployments/" + service.Live + "/log",

@@ -125,13 +125,16 @@ func TestMust_FS4_KernelFilesAreMasked(t *testing.T) {
 	modes(t, func(t *testing.T, _ leapcell.Mode, s *harness.Service) {
 		mounts := mountsOf(t, s)
 		for _, path := range []string{"/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/sys"} {
+			if _, err := os.Stat(path); err != nil {
+				continue // this kernel has none
+			}
 			if m, ok := mounts[path]; !ok || !m.readOnly {
 				t.Errorf("%s is not read-only: %+v", path, m)
 			}
 		}
 		for path, m := range mounts {
 			if strings.HasPrefix(path, "/sys") && !m.readOnly {
-				t.Errorf("%s is writable", path)
+				t.Errorf("%s is writable: %s", path, m.line)
 			}
 		}
 		for _, path := range []string{"/proc/sys/kernel/hostname", "/proc/sysrq-trigger", "/sys/kernel/uevent_helper", "/sys/fs/cgroup/cgroup.procs"} {

@@ -32,6 +32,7 @@ func TestMust_LI1_ZeroOrMoreInstances(t *testing.T) {
 		s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{Concurrency: 1, MaxInstances: 2}})
 		load := s.Visitors(t, 6, "/sleep?ms=200")
 		harness.Eventually(t, 30*time.Second, "a second instance came", func() bool { return len(s.Allocs(t)) == 2 })
+		harness.Eventually(t, aMinute, "visits go on", func() bool { return load.Answered() > 50 })
 		load.Check(t)
 	})
 	t.Run("none, and back", func(t *testing.T) {

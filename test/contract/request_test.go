@@ -106,6 +106,9 @@ func TestMust_RQ2_ResponsesAreStreamed(t *testing.T) {
 	}
 	defer resp.Body.Close()
 	head := time.Since(begin)
+	if resp.StatusCode != http.StatusOK {
+		t.Fatalf("the answer is %s", resp.Status)
+	}
 	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
 		t.Fatal(err)
 	}
