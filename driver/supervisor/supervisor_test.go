@@ -357,7 +357,10 @@ func TestRecoverDuringABuild(t *testing.T) {
 	n := newNode(t, hangs)
 	req := n.request(leapcell.TaskBuild)
 	n.start(req)
-	until(t, "record", func() bool { b, _ := os.ReadFile(n.records.file(req.cellID())); return strings.Contains(string(b), `"pid":4711`) })
+	until(t, "record", func() bool {
+		b, _ := os.ReadFile(n.records.file(req.cellID()))
+		return strings.Contains(string(b), `"pid":4711`)
+	})
 	n.restart()
 	if err := n.Recover(); err != nil {
 		t.Fatal(err)
