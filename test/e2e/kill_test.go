@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -10,28 +11,26 @@ import (
 )
 
 // kill ends the one process of the platform with this name, without a chance to tidy up.
-func kill(t *testing.T, executable, word string) {
+// Should the test fail afterwards, everything is brought up again, before its services are
+// deleted.
+func kill(t *testing.T, executable, command string) {
 	t.Helper()
-	found := harness.Get(t).Parts(executable, word)
+	found := harness.Get(t).Parts(executable, command)
 	if len(found) != 1 {
 		for _, p := range found {
 			t.Logf("%d: %q", p.PID, p.Args())
 		}
-		t.Fatalf("%d processes %s %s of the platform, want 1", len(found), executable, word)
+		t.Fatalf("%d processes %s %s of the platform, want 1", len(found), executable, command)
 	}
-	if err := syscall.Kill(found[0].PID, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	harness.Eventually(t, 10*time.Second, executable+" is dead", func() bool { return !found[0].Alive() })
-}
-
-// upAfter brings everything up again even when the test fails in between.
-func upAfter(t *testing.T) {
 	t.Cleanup(func() {
 		if t.Failed() {
 			harness.Get(t).CLI(noContext{t}, "up", "--no-sample")
 		}
 	})
+	if err := syscall.Kill(found[0].PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	harness.Eventually(t, 10*time.Second, executable+" is dead", func() bool { return !found[0].Alive() })
 }
 
 // slow is a service whose build takes a while, so that something can happen meanwhile.
@@ -42,12 +41,12 @@ func slow(seconds string) harness.Spec {
 func beginBuilding(t *testing.T, s *harness.Service) leapcell.Deployment {
 	t.Helper()
 	d := s.Begin(t)
-	harness.Eventually(t, 5*time.Minute, "the build runs", func() bool {
+	harness.Eventually(t, 5*time.Minute, "the build command runs", func() bool {
 		now := harness.Get(t).Deployment(t, d.ID)
 		if now.State.Done() {
 			t.Fatalf("the deployment is already %s: %+v", now.State, now.Error)
 		}
-		return now.State == leapcell.Building
+		return strings.Contains(s.BuildLog(t, d.ID), "build begins")
 	})
 	return d
 }
@@ -56,7 +55,6 @@ func TestControlPlaneKilledInTheMiddleOfADeployment(t *testing.T) {
 	for name, spec := range map[string]harness.Spec{"while it builds": slow("8"), "while it starts": {Env: map[string]string{"LISTEN_DELAY": "5s"}}} {
 		t.Run(name, func(t *testing.T) {
 			p := harness.Get(t)
-			upAfter(t)
 			other := p.Probe(t, harness.Spec{})
 			load := other.Visitors(t, 4, "/")
 			s := p.Create(t, spec)
@@ -67,6 +65,7 @@ func TestControlPlaneKilledInTheMiddleOfADeployment(t *testing.T) {
 				d = s.Begin(t)
 				harness.Eventually(t, 5*time.Minute, "the instance starts", func() bool { return p.Deployment(t, d.ID).State == leapcell.Starting })
 			}
+			other.Reload(t)
 			kill(t, "leapcelld", "")
 			// Nothing on the way of a visit needs it: not even a start from zero.
 			answered := load.Answered()
@@ -93,7 +92,6 @@ func scaleToZero(t *testing.T, p *harness.Platform, s *harness.Service) {
 
 func TestDriverPluginKilled(t *testing.T) {
 	p := harness.Get(t)
-	upAfter(t)
 	other := p.Probe(t, harness.Spec{})
 	s := p.Create(t, slow("8"))
 	load := other.Visitors(t, 4, "/")
@@ -115,7 +113,6 @@ func TestDriverPluginKilled(t *testing.T) {
 
 func TestNomadAgentKilled(t *testing.T) {
 	p := harness.Get(t)
-	upAfter(t)
 	other := p.Probe(t, harness.Spec{})
 	s := p.Create(t, slow("8"))
 	load := other.Visitors(t, 4, "/")
@@ -139,7 +136,6 @@ func TestNomadAgentKilled(t *testing.T) {
 
 func TestEdgeKilledComesBack(t *testing.T) {
 	p := harness.Get(t)
-	upAfter(t)
 	s := p.Probe(t, harness.Spec{})
 	kill(t, "leapcell-edge", "")
 	p.Up(t)
@@ -148,7 +144,6 @@ func TestEdgeKilledComesBack(t *testing.T) {
 
 func TestSupervisorKilled(t *testing.T) {
 	p := harness.Get(t)
-	upAfter(t)
 	s := p.Probe(t, harness.Spec{})
 	visit(t, s)
 	kill(t, "nomad-driver-leapcell", "supervisor")

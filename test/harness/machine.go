@@ -67,15 +67,15 @@ func (p Process) Namespace(kind string) string {
 	return link
 }
 
-// Parts finds the platform's own processes by the name of the executable and a word among
-// their arguments, which may be empty.
-func (p *Platform) Parts(executable, word string) []Process {
+// Parts finds the platform's own processes by the name of the executable and the first of
+// their arguments that is not a flag or its value: "agent", "supervisor", or "" for none.
+func (p *Platform) Parts(executable, command string) []Process {
 	return Processes(func(q Process) bool {
-		args := q.Args()
+		args := append(q.Args(), "")
 		if filepath.Base(args[0]) != executable || !q.of(p.Config.StateDir) {
 			return false
 		}
-		return word == "" || slices.Contains(args[1:], word)
+		return args[1] == command || command == "" && strings.HasPrefix(args[1], "-")
 	})
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -163,23 +164,23 @@ func (p *Platform) CLI(t testing.TB, args ...string) Result {
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, filepath.Join(p.Root, "bin", "leapcell"), append(args, "--state-dir", p.Config.StateDir)...)
-	var stdout, all bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &tee{&stdout, &all}, &all
+	var stdout, all Following
+	cmd.Stdout, cmd.Stderr = io.MultiWriter(&stdout, &all), &all
 	err := cmd.Run()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		t.Fatalf("leapcell %s: %v", strings.Join(args, " "), err)
 	}
-	return Result{cmd.ProcessState.ExitCode(), stdout.String(), all.String()}
+	return Result{cmd.ProcessState.ExitCode(), stdout.Output(), all.Output()}
 }
 
-// Following is a command that goes on until the test ends.
+// Following collects what a command prints, also while it goes on.
 type Following struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
 }
 
-// Write collects what the command prints.
+// Write is called by several at a time: stdout and stderr.
 func (f *Following) Write(b []byte) (int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -226,11 +227,4 @@ func (p *Platform) JSON(t testing.TB, out any, args ...string) {
 	if err := json.Unmarshal([]byte(text), out); err != nil {
 		t.Fatalf("leapcell %s -o json printed no JSON: %v\n%s", strings.Join(args, " "), err, text)
 	}
-}
-
-type tee struct{ a, b *bytes.Buffer }
-
-func (w *tee) Write(p []byte) (int, error) {
-	w.a.Write(p)
-	return w.b.Write(p)
 }
