@@ -127,6 +127,8 @@ const (
 	// HeaderTiming on the first answers of an instance carries the phases that the gate
 	// saw, in milliseconds: "sandbox=12.3,app=4.5".
 	HeaderTiming = "X-Leapcell-Timing"
-	// HeaderInstance names the instance that answered.
+	// HeaderInstance names the instance that answered. On a request it names the one that
+	// is meant: ports are used again within milliseconds, tables lag, and a gate that is
+	// another one answers with [HeaderGone].
 	HeaderInstance = "X-Leapcell-Instance"
 )

@@ -96,6 +96,7 @@ func (w *world) serveGate(rw http.ResponseWriter, r *http.Request) {
 		}
 	}
 	s := status(w.newestAlloc())
+	rw.Header().Set(leapcell.HeaderInstance, w.newestAlloc())
 	if !s.Ready {
 		rw.WriteHeader(http.StatusBadGateway)
 	}

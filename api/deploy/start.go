@@ -196,7 +196,7 @@ func (r *readiness) probe(ctx context.Context, alloc, address string, pause time
 		err := sleep(ctx, pause)
 		var status leapcell.GateStatus
 		if err == nil {
-			status, err = r.d.askGate(ctx, address)
+			status, err = r.d.askGate(ctx, alloc, address)
 		}
 		if err != nil {
 			err = causeOf(ctx, err)
@@ -240,10 +240,11 @@ func (r *readiness) hear(ctx context.Context, p probeResult) (bool, error) {
 
 var errGateGone = errors.New("the instance is stopping")
 
-// askGate asks the gate at address until it listens and says whether the instance is ready.
-func (d *Deployer) askGate(ctx context.Context, address string) (leapcell.GateStatus, error) {
+// askGate asks the gate of alloc at address until it listens and says whether the instance
+// is ready.
+func (d *Deployer) askGate(ctx context.Context, alloc, address string) (leapcell.GateStatus, error) {
 	for {
-		status, err := d.askOnce(ctx, address)
+		status, err := d.askOnce(ctx, alloc, address)
 		if err == nil || errors.Is(err, errGateGone) || ctx.Err() != nil {
 			return status, err
 		}
@@ -253,7 +254,7 @@ func (d *Deployer) askGate(ctx context.Context, address string) (leapcell.GateSt
 	}
 }
 
-func (d *Deployer) askOnce(ctx context.Context, address string) (leapcell.GateStatus, error) {
+func (d *Deployer) askOnce(ctx context.Context, alloc, address string) (leapcell.GateStatus, error) {
 	var status leapcell.GateStatus
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
@@ -270,6 +271,9 @@ func (d *Deployer) askOnce(ctx context.Context, address string) (leapcell.GateSt
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
 	if err != nil {
 		return status, err
+	}
+	if resp.Header.Get(leapcell.HeaderInstance) != alloc {
+		return status, errors.New("another gate still listens at " + address)
 	}
 	if resp.Header.Get(leapcell.HeaderGone) != "" {
 		return status, errGateGone

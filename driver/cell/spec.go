@@ -17,7 +17,7 @@ var maskedPaths = []string{
 }
 
 // readonlyPaths are controls of the whole kernel. [FS4]
-var readonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
+var readonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger", "/sys/fs/cgroup"}
 
 // buildCapabilities are what apt, dpkg, pip and tar need to install files of several owners,
 // and no more: none that reaches the host, devices or the network's set-up.

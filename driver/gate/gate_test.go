@@ -970,3 +970,26 @@ func (m *spanMeter) Compute(start, end time.Time, requests, _ int64) {
 	m.last = end
 	m.requests += requests
 }
+
+// Ports are used again at once: a request that was meant for the former owner of this one
+// must not reach the app. [RQ6]
+func TestRequestsForAnotherInstanceAreRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reached := 0
+		f := newFixture(t, Config{}, func(_ http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/" {
+				reached++
+			}
+		})
+		f.ready()
+		for meant, want := range map[string]int{"alloc-1": 200, "alloc-2": 503} {
+			a := f.do(request("GET", "/", nil, leapcell.HeaderInstance, meant))
+			if gone := a.header.Get(leapcell.HeaderGone) != ""; a.status != want || gone != (want == 503) {
+				t.Errorf("meant for %s: %d, gone %v", meant, a.status, gone)
+			}
+		}
+		if reached != 1 {
+			t.Errorf("the app was reached %d times, want once", reached)
+		}
+	})
+}

@@ -23,6 +23,10 @@ import (
 // ServeHTTP takes one request through limits, hold and suspension to the app.
 func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header()[leapcell.HeaderInstance] = g.header
+	if meant := r.Header[leapcell.HeaderInstance]; len(meant) > 0 && meant[0] != g.cfg.Instance {
+		g.refuse(w, gone)
+		return
+	}
 	if _, ok := r.Header[leapcell.HeaderProbe]; ok {
 		g.answerProbe(w, r)
 		return

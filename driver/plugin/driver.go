@@ -11,6 +11,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	cstructs "github.com/hashicorp/nomad/client/structs"
+	"github.com/hashicorp/nomad/nomad/structs"
 	"github.com/hashicorp/nomad/plugins/base"
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/hashicorp/nomad/plugins/shared/hclspec"
@@ -148,7 +149,9 @@ func (d *Driver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drive
 		}
 	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("task was not started: %w", err)
+		// Recoverable: Nomad tries again as the job's restart block says. What stands in the
+		// way, a port or a full disk, may be gone by then.
+		return nil, nil, structs.NewRecoverableError(fmt.Errorf("task was not started: %w", err), true)
 	}
 	handle := drivers.NewTaskHandle(handleVersion)
 	handle.Config, handle.State = cfg, drivers.TaskStateRunning

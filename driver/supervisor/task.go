@@ -471,11 +471,17 @@ func (t *task) adopt(rec record) error {
 	return nil
 }
 
-// listen binds the gate's address. A gate that still tells why its start failed makes room.
+// listen binds the gate's address. A gate that still tells why its start failed makes
+// room; one that is just closing is given a second.
 func (s *Supervisor) listen(address string) (net.Listener, error) {
 	s.evict(address)
 	if strings.HasPrefix(address, ":") {
 		return nil, fmt.Errorf("%q: an IP address is needed", address)
 	}
-	return net.Listen("tcp", address)
+	for end := time.Now().Add(time.Second); ; time.Sleep(10 * time.Millisecond) {
+		l, err := net.Listen("tcp", address)
+		if !errors.Is(err, unix.EADDRINUSE) || time.Now().After(end) {
+			return l, err
+		}
+	}
 }

@@ -154,6 +154,7 @@ func (x *exchange) writeHead(hasBody bool) error {
 			writeField(w, name, v)
 		}
 	}
+	writeField(w, leapcell.HeaderInstance, x.slot.in.id)
 	if x.call.protocol != "" {
 		writeField(w, "Connection", "Upgrade")
 		writeField(w, "Upgrade", x.call.protocol)
