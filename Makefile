@@ -51,11 +51,11 @@ e2e: build tools ## contract and end-to-end tests on a platform of their own (as
 contract: build tools ## only the runtime contract, one test a clause (RUN=TestMust_FS)
 	$(GO) run ./test/with $(GO) test -count=1 -v -timeout 30m -run '$(RUN)' ./test/contract
 
-bench: build tools ## benchmarks (BENCH=cold, idle or start; N=50)
+bench: build tools ## benchmarks (BENCH=cold, resume or start; N=50)
 ifeq ($(BENCH),start)
 	$(GO) test -run '^$$' -bench . -benchtime $(N)x ./driver/cell
 else
-	$(GO) run ./test/bench -bench $(BENCH:idle=resume) -n $(N)
+	$(GO) run ./test/bench -bench $(BENCH) -n $(N)
 endif
 
 fuzz: ## each fuzz target for a while (FUZZTIME=30s)

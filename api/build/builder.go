@@ -72,9 +72,11 @@ func New(cfg Config) (*Builder, error) {
 		return nil, fmt.Errorf("build: %w", err)
 	}
 	cfg.Dir = dir
-	if err := clean(dir); err != nil {
+	old, err := setAside(dir)
+	if err != nil {
 		return nil, fmt.Errorf("build: %w", err)
 	}
+	go os.RemoveAll(old) // half a system: this may take half a minute, nobody should wait
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("build: %w", err)
 	}

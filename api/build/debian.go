@@ -8,10 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -203,9 +205,34 @@ func hardLinkName(h *tar.Header) string {
 	return h.Linkname
 }
 
-// clean removes a folder of this package. A killed assembly may have left mounts in it, of
-// the host's own /dev among others, which must be off before anything is removed.
+// setAside moves what a former process left in dir to a folder that can be removed at
+// leisure, and gives its name.
+func setAside(dir string) (string, error) {
+	if err := unmountBelow(dir); err != nil {
+		return "", err
+	}
+	old := dir + ".old"
+	if err := os.MkdirAll(old, 0o700); err != nil {
+		return "", err
+	}
+	err := os.Rename(dir, filepath.Join(old, strconv.FormatInt(time.Now().UnixNano(), 36)))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return old, err
+}
+
+// clean removes a folder of this package.
 func clean(dir string) error {
+	if err := unmountBelow(dir); err != nil {
+		return err
+	}
+	return os.RemoveAll(dir)
+}
+
+// unmountBelow takes away what a killed assembly left mounted in dir, the host's own /dev
+// among others: it must be off before anything is removed.
+func unmountBelow(dir string) error {
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return err
@@ -222,7 +249,7 @@ func clean(dir string) error {
 			return fmt.Errorf("unmount %s: %w", mount, err)
 		}
 	}
-	return os.RemoveAll(dir)
+	return nil
 }
 
 func isDisk(err error) bool {

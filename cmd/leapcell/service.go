@@ -31,9 +31,9 @@ func (a *app) servicesCommand() *cobra.Command {
 				_, err := fmt.Fprintln(a.err, "there are none yet: `leapcell deploy FOLDER` makes one")
 				return err
 			}
-			rows := [][]string{{"NAME", "RUNTIME", "MODE", "LIVE", "URL", "CREATED"}}
+			rows := [][]string{{"NAME", "LIVE", "URL", "CREATED"}}
 			for _, s := range services {
-				rows = append(rows, []string{s.Name, dash(s.Settings.Runtime), dash(string(s.Settings.Mode)), dash(s.Live), s.URL, ago(time.Now(), s.CreatedAt)})
+				rows = append(rows, []string{s.Name, dash(s.Live), s.URL, ago(time.Now(), s.CreatedAt)})
 			}
 			return a.show(services, rows...)
 		},
