@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"time"
 
@@ -19,14 +20,8 @@ const tailLines = 20
 
 // build runs the build job and takes up its image.
 func (d *Deployer) build(ctx context.Context, svc leapcell.Service, dep leapcell.Deployment, w *worker) error {
-	begun, err := patient(ctx, d, w, func(ctx context.Context) (bool, error) { return d.beginBuild(ctx, svc, dep) })
-	if err != nil {
+	if err := d.runBuild(ctx, svc, dep, w); err != nil {
 		return err
-	}
-	if begun {
-		if err := d.followBuild(ctx, svc, dep, w); err != nil {
-			return err
-		}
 	}
 	image, err := patient(ctx, d, w, func(ctx context.Context) (string, error) {
 		return d.cfg.Images.Resolve(ctx, svc.ID+"/app", strconv.Itoa(dep.Number))
@@ -40,6 +35,32 @@ func (d *Deployer) build(ctx context.Context, svc leapcell.Service, dep leapcell
 	}
 	_, err = d.move(ctx, w, leapcell.Starting, func(dep *leapcell.Deployment) { dep.Image = image })
 	return err
+}
+
+// buildAttempts is how often a build is handed to Nomad that no node could begin. A build
+// that began is never run twice: what failed is told to the user, who decides.
+const buildAttempts = 3
+
+// runBuild sees the build job through, unless a former process did.
+func (d *Deployer) runBuild(ctx context.Context, svc leapcell.Service, dep leapcell.Deployment, w *worker) error {
+	unable := map[string]bool{} // allocations that never began
+	for {
+		begun, err := patient(ctx, d, w, func(ctx context.Context) (bool, error) { return d.beginBuild(ctx, svc, dep) })
+		if err != nil || !begun {
+			return err
+		}
+		follow, err := d.followBuild(ctx, svc, dep, w, unable)
+		if err == nil || follow.ran || len(unable) == buildAttempts-1 {
+			return err
+		}
+		unable[follow.alloc] = true
+		w.log.say("trying again: %s", problemOf(err).Message)
+		if err := d.patiently(ctx, w, func(ctx context.Context) error {
+			return d.cfg.Nomad.Stop(ctx, leapcell.BuildJobID(svc.Name, dep.Number), true)
+		}); err != nil {
+			return err
+		}
+	}
 }
 
 // beginBuild registers the build job, unless a former process did, and reports whether
@@ -56,19 +77,19 @@ func (d *Deployer) beginBuild(ctx context.Context, svc leapcell.Service, dep lea
 	return true, d.registerBuild(ctx, svc, dep)
 }
 
-// followBuild follows the build job to its end.
-func (d *Deployer) followBuild(ctx context.Context, svc leapcell.Service, dep leapcell.Deployment, w *worker) error {
+// followBuild follows the build job to its end. Allocations in skip are of former attempts.
+func (d *Deployer) followBuild(ctx context.Context, svc leapcell.Service, dep leapcell.Deployment, w *worker, skip map[string]bool) (*buildFollower, error) {
 	id := leapcell.BuildJobID(svc.Name, dep.Number)
 	// The node ends a build that takes too long. This is for a node that does not.
 	ctx, cancel := context.WithTimeoutCause(ctx, d.cfg.BuildTimeout+d.cfg.Patience,
 		leapcell.Errorf(leapcell.CodeBuildFailed, "the build did not end within %s", d.cfg.BuildTimeout))
 	defer cancel()
-	follow := &buildFollower{d: d, w: w, task: svc.ID, state: dep.State}
+	follow := &buildFollower{d: d, w: w, task: svc.ID, state: dep.State, skip: skip, ran: true}
 	defer follow.stopLog()
 	if err := d.watch(ctx, id, follow.see, d.placement(id, w)); err != nil {
-		return causeOf(ctx, err)
+		return follow, causeOf(ctx, err)
 	}
-	return follow.result
+	return follow, follow.result
 }
 
 func (d *Deployer) registerBuild(ctx context.Context, svc leapcell.Service, dep leapcell.Deployment) error {
@@ -103,7 +124,9 @@ type buildFollower struct {
 	w      *worker
 	task   string
 	state  leapcell.State
+	skip   map[string]bool // allocations of former attempts
 	alloc  string
+	ran    bool               // the build began, or may have
 	cancel context.CancelFunc // of the log stream; nil while there is none
 	done   chan struct{}
 	result error
@@ -111,10 +134,11 @@ type buildFollower struct {
 
 // see looks at the allocations of the job and reports whether it ended.
 func (f *buildFollower) see(ctx context.Context, allocs []*api.AllocationListStub) (bool, error) {
+	allocs = slices.DeleteFunc(slices.Clone(allocs), func(a *api.AllocationListStub) bool { return f.skip[a.ID] })
 	if len(allocs) == 0 {
 		return false, nil
 	}
-	a := newest(allocs) // and the only one: builds are not tried again
+	a := newest(allocs) // and the only one of this attempt
 	f.alloc = a.ID
 	task := a.TaskStates[f.task]
 	if task != nil && !task.StartedAt.IsZero() && f.cancel == nil {
@@ -132,6 +156,7 @@ func (f *buildFollower) see(ctx context.Context, allocs []*api.AllocationListStu
 	}
 	f.stopLog()
 	f.readRest(ctx)
+	f.ran = task != nil && !task.StartedAt.IsZero()
 	f.result = f.judge(a, task)
 	return true, nil
 }

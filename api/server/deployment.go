@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"io"
 	"mime"
 	"net/http"
 	"path"
@@ -85,10 +86,18 @@ func (s *Server) deployUpload(c *gin.Context, svc leapcell.Service) error {
 	body := http.MaxBytesReader(c.Writer, c.Request.Body, s.cfg.UploadLimit)
 	d, err := s.cfg.Deployer.Submit(c.Request.Context(), svc, leapcell.Source{RootDir: root}, body)
 	if err != nil {
+		swallow(rc, body)
 		return err
 	}
 	c.JSON(http.StatusAccepted, d)
 	return nil
+}
+
+// swallow reads on for a moment what a client still sends. A connection that is closed while
+// it does takes the answer with it, and the client sees a broken pipe instead of the reason.
+func swallow(rc *http.ResponseController, body io.Reader) {
+	_ = rc.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_, _ = io.Copy(io.Discard, body)
 }
 
 // cleanRootDir checks a folder within a tree; "" is its top.

@@ -57,7 +57,9 @@ func (p *process) ended(fd int) (exit Exit, done bool, err error) {
 			return Exit{}, false, nil
 		}
 		var status unix.WaitStatus
-		if _, err := unix.Wait4(p.pid, &status, 0, nil); err != nil {
+		if _, err := unix.Wait4(p.pid, &status, 0, nil); err == unix.ECHILD {
+			return foreignExit(p.pid, fd), true, nil // reaped just now by another who waits
+		} else if err != nil {
 			return Exit{}, true, err
 		}
 		return exitOf(status), true, nil

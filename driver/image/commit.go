@@ -70,7 +70,9 @@ func (s *Store) Commit(ctx context.Context, base *Image, r Result, output string
 		return "", 0, err
 	}
 	progress(leapcell.Publishing, "to "+to.Name())
-	if err := remote.Write(to, img, s.remoteOptions(ctx, to.RegistryStr())...); err != nil {
+	if err := s.patiently(ctx, func() error {
+		return remote.Write(to, img, s.remoteOptions(ctx, to.RegistryStr())...)
+	}); err != nil {
 		return "", 0, s.explain(err, output)
 	}
 	layers, err := img.Layers()

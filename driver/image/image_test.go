@@ -12,6 +12,8 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,6 +21,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/compression"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -260,7 +263,7 @@ func packed(t testing.TB, how compression.Compression, files ...file) v1.Layer {
 func newStore(t testing.TB) *Store {
 	t.Helper()
 	needRoot(t)
-	s, err := New(Config{Dir: filepath.Join(t.TempDir(), "store")})
+	s, err := New(Config{Dir: filepath.Join(t.TempDir(), "store"), Patience: 300 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -614,5 +617,29 @@ func BenchmarkUnpack(b *testing.B) {
 		if _, err := Unpack(b.Context(), bytes.NewReader(layer), b.TempDir(), DefaultLimits); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// The registry is part of the control plane: it is away while that is restarted.
+func TestPullWaitsForTheRegistry(t *testing.T) {
+	r, s := newRegistry(t), newStore(t)
+	ref := r.push(t, gzipped(t, file{name: "a", text: "1"}))
+	_, rest, _ := strings.Cut(ref, "/")
+	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: r.host})
+	var asked atomic.Int32
+	away := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		switch asked.Add(1) {
+		case 1:
+			w.WriteHeader(http.StatusServiceUnavailable)
+		case 2:
+			panic(http.ErrAbortHandler) // breaks off
+		default:
+			proxy.ServeHTTP(w, req)
+		}
+	}))
+	defer away.Close()
+	s.cfg.Patience = 10 * time.Second
+	if _, err := s.Pull(t.Context(), strings.TrimPrefix(away.URL, "http://")+"/"+rest); err != nil {
+		t.Error(err)
 	}
 }

@@ -5,7 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -29,7 +32,10 @@ type Config struct {
 	Dir string // of the store; made when missing
 	// Credentials says how to log in to a registry; user "" is nobody. insecure allows plain HTTP.
 	Credentials func(registryHost string) (user, pass string, insecure bool)
-	Log         *slog.Logger
+	// Patience is how long a registry may be away, which is restarted with the control
+	// plane; default 30 seconds.
+	Patience time.Duration
+	Log      *slog.Logger
 }
 
 // Store is the images of one node.
@@ -71,6 +77,9 @@ func New(cfg Config) (*Store, error) {
 	}
 	if cfg.Credentials == nil {
 		cfg.Credentials = func(string) (string, string, bool) { return "", "", false }
+	}
+	if cfg.Patience == 0 {
+		cfg.Patience = 30 * time.Second
 	}
 	s := &Store{cfg: cfg, known: map[string]*Image{}}
 	if err := os.RemoveAll(s.path("tmp")); err != nil {
@@ -164,7 +173,12 @@ func (s *Store) Pull(ctx context.Context, ref string) (*Image, error) {
 	result := s.images.DoChan(digest.DigestStr(), func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pullLimit)
 		defer cancel()
-		return s.pull(ctx, digest)
+		var img *Image
+		err := s.patiently(ctx, func() (err error) {
+			img, err = s.pull(ctx, digest)
+			return err
+		})
+		return img, err
 	})
 	select {
 	case r := <-result:
@@ -313,6 +327,30 @@ func (s *Store) unpackLayer(ctx context.Context, id v1.Hash, layer v1.Layer) (er
 		return leapcell.Errorf(leapcell.CodeUnprocessable, "a layer of the image is not what the image says: its content is %s instead of %s", got, id)
 	}
 	return os.Rename(temp, s.path("layers", id.Hex))
+}
+
+// patiently repeats op while the registry cannot be reached, or breaks off.
+func (s *Store) patiently(ctx context.Context, op func() error) error {
+	end := time.Now().Add(s.cfg.Patience)
+	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
+		err := op()
+		if !isAway(err) || time.Now().After(end) {
+			return err
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+// isAway reports whether err is of a registry that may be back in a moment.
+func isAway(err error) bool {
+	var broken *net.OpError
+	var answer *transport.Error
+	return errors.As(err, &broken) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.As(err, &answer) && (answer.StatusCode == http.StatusBadGateway || answer.StatusCode == http.StatusServiceUnavailable)
 }
 
 // plain puts a full disk in plain words.

@@ -361,6 +361,11 @@ func TestRecoverDuringABuild(t *testing.T) {
 		b, _ := os.ReadFile(n.records.file(req.cellID()))
 		return strings.Contains(string(b), `"pid":4711`)
 	})
+	former, err := n.task(req.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { <-former.done }() // it was not really killed and still writes
 	n.restart()
 	if err := n.Recover(); err != nil {
 		t.Fatal(err)

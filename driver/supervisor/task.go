@@ -108,7 +108,11 @@ func (t *task) runApp(ctx context.Context) Exit {
 			return Exit{Code: 0, Message: "stopped before it was started"}
 		}
 		t.log.Error("start failed", "error", err)
-		t.gate.Fail(leapcell.CodeStartFailed, message)
+		code := leapcell.CodeStartFailed
+		if leapcell.ErrorCode(err) == leapcell.CodeUnavailable {
+			code = leapcell.CodeUnavailable // what was missing may come back: it is worth another try
+		}
+		t.gate.Fail(code, message)
 		return Exit{Code: 1, Message: "start failed: " + message}
 	}
 	return t.attend()
