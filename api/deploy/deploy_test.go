@@ -605,3 +605,32 @@ func TestProblemOfUnknown(t *testing.T) {
 		t.Errorf("%+v", p)
 	}
 }
+
+// A build that no node could begin is the cluster's fault, not the user's.
+func TestBuildThatNeverBeganIsTriedAgain(t *testing.T) {
+	unable := func(w *world, a *api.AllocationListStub, dep leapcell.Deployment) {
+		a.ClientStatus = api.AllocClientStatusFailed
+		a.TaskStates = map[string]*api.TaskState{dep.ServiceID: {State: "dead", Failed: true, Events: []*api.TaskEvent{
+			{Type: api.TaskDriverFailure, DriverError: "plugin is shut down"},
+		}}}
+	}
+	for attempts, want := range map[int]leapcell.State{2: leapcell.Live, 3: leapcell.Failed} {
+		w := newWorld(t)
+		tried := 0
+		w.build = func(w *world, a *api.AllocationListStub, dep leapcell.Deployment) {
+			if tried++; tried <= attempts {
+				unable(w, a, dep)
+				return
+			}
+			goodBuild(w, a, dep)
+		}
+		d := w.deployer(w.view(0, false), nil)
+		dep := w.finish(d, w.submit(d).ID)
+		if dep.State != want || tried != 3 {
+			t.Errorf("%d nodes could not begin it: %s after %d attempts, want %s after 3", attempts, dep.State, tried, want)
+		}
+		if want == leapcell.Failed && (dep.Error.Code != leapcell.CodeBuildFailed || !strings.Contains(dep.Error.Message, "plugin is shut down")) {
+			t.Errorf("problem %+v", dep.Error)
+		}
+	}
+}

@@ -147,7 +147,7 @@ func TestServerEnvironmentDropsForeignSettings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.Join(p.serverEnv(), " "); got != "PATH=/bin HTTPS_PROXY=p" {
+	if got, want := strings.Join(p.serverEnv(), " "), "TMPDIR="+p.cfg.path("tmp")+" PATH=/bin HTTPS_PROXY=p"; got != want {
 		t.Errorf("left %q", got)
 	}
 }

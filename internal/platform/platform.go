@@ -151,13 +151,21 @@ func (p *Platform) readHost(ctx context.Context, note func(string, ...any)) erro
 	return p.build.Write()
 }
 
+// socketDirMax is the longest folder that may hold the unix sockets of Nomad's plugins: an
+// address has 107 characters, of which the socket's own name takes some thirty.
+const socketDirMax = 70
+
 // serverEnv is the environment of our processes: the operator's, without what would point
-// Nomad's and Vault's own clients, or ours, somewhere else.
+// Nomad's and Vault's own clients, or ours, somewhere else. Their temporary files, which a
+// kill leaves behind, are kept in the state folder.
 func (p *Platform) serverEnv() []string {
 	var env []string
+	if tmp := p.cfg.path("tmp"); len(tmp) <= socketDirMax && os.MkdirAll(tmp, 0o700) == nil && os.Chmod(tmp, os.ModeSticky|0o777) == nil {
+		env = append(env, "TMPDIR="+tmp)
+	}
 	for _, entry := range p.cfg.Environ {
 		name, _, _ := strings.Cut(entry, "=")
-		foreign := false
+		foreign := name == "TMPDIR"
 		for _, prefix := range []string{"NOMAD_", "VAULT_", "CONSUL_", "AWS_", "LEAPCELL_"} {
 			foreign = foreign || strings.HasPrefix(name, prefix)
 		}
