@@ -11,6 +11,12 @@ import (
 // what comes while another instance starts.
 const utilization = 0.7
 
+// scaleOutAfter is how long more instances must be needed until they are added. What waits
+// for a first instance is often answered by it within milliseconds once it is there: a
+// burst at a service that was asleep must not start a herd. With the edges' 250 ms between
+// reports, demand that stays is followed within a second. [LI2]
+const scaleOutAfter = 750 * time.Millisecond
+
 // Input is what is known about one service.
 type Input struct {
 	Route leapcell.Route
@@ -21,6 +27,8 @@ type Input struct {
 	// Traffic is the last time that load or a request was seen, or the service woke up, or
 	// this process began to watch.
 	Traffic time.Time
+	// Short is since when more instances than Count are needed.
+	Short time.Time
 	// High is the largest number of instances that was needed within the scale-in delay.
 	High int
 }
@@ -43,7 +51,7 @@ func Needed(r leapcell.Route, load int) int {
 // that is the edge's. [LI2]
 func Decide(now time.Time, in Input) Decision {
 	if in.Route.Mode == leapcell.Persistent {
-		return decidePersistent(in)
+		return decidePersistent(now, in)
 	}
 	keep := Decision{Count: in.Count}
 	if in.Count == 0 {
@@ -51,7 +59,7 @@ func Decide(now time.Time, in Input) Decision {
 	}
 	needed := max(1, Needed(in.Route, in.Load))
 	if needed > in.Count {
-		return Decision{Count: needed, Reason: "more requests in flight"}
+		return scaleOut(now, in, needed)
 	}
 	if in.Edges == 0 {
 		return keep // whoever serves visitors now cannot tell us
@@ -70,15 +78,22 @@ func Decide(now time.Time, in Input) Decision {
 	return keep
 }
 
+func scaleOut(now time.Time, in Input, needed int) Decision {
+	if wait := scaleOutAfter - now.Sub(in.Short); wait > 0 {
+		return Decision{Count: in.Count, Again: wait}
+	}
+	return Decision{Count: needed, Reason: "more requests in flight"}
+}
+
 // decidePersistent keeps the configured number always on, and scales above it alike. [LI6]
-func decidePersistent(in Input) Decision {
+func decidePersistent(now time.Time, in Input) Decision {
 	least := max(1, in.Route.MinInstances)
 	needed := max(least, Needed(in.Route, in.Load))
 	switch {
 	case in.Count < least:
 		return Decision{Count: needed, Reason: "persistent: fewer than configured"}
 	case needed > in.Count:
-		return Decision{Count: needed, Reason: "more requests in flight"}
+		return scaleOut(now, in, needed)
 	}
 	if want := max(needed, in.High, least); want < in.Count && in.Edges > 0 {
 		return Decision{Count: want, Reason: "fewer requests in flight for " + in.Route.ScaleInDelay.String()}

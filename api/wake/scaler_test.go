@@ -139,11 +139,14 @@ func wantCalls(t *testing.T, c *cluster, want ...string) {
 	}
 }
 
-func TestScalesOutAtOnceAndInAfterTheDelay(t *testing.T) {
+func TestScalesOutWithinASecondAndInAfterTheDelay(t *testing.T) {
 	c := newCluster(leapcell.Settings{Concurrency: 10}, 1)
 	simulate(t, c, func(s *Scaler) {
 		report(s, "a", 8, 8)
 		report(s, "b", 6, 6) // the sum counts
+		wantCalls(t, c)
+		time.Sleep(scaleOutAfter)
+		synctest.Wait()
 		wantCalls(t, c, "shop-1=2")
 		report(s, "b", 0, 6)
 		report(s, "a", 0, 8)
@@ -151,6 +154,22 @@ func TestScalesOutAtOnceAndInAfterTheDelay(t *testing.T) {
 		wantCalls(t, c, "shop-1=2")
 		idle(s, 2*time.Second, 8)
 		wantCalls(t, c, "shop-1=2", "shop-1=1")
+	})
+}
+
+// Two hundred at once at a service that slept: the first instance answers them all before
+// the next could be there.
+func TestShortBurstStartsOneInstance(t *testing.T) {
+	c := newCluster(leapcell.Settings{}, 1)
+	simulate(t, c, func(s *Scaler) {
+		report(s, "a", 200, 200)
+		time.Sleep(scaleOutAfter - time.Millisecond)
+		report(s, "a", 0, 200)
+		time.Sleep(scaleOutAfter)
+		report(s, "a", 200, 400) // the next burst begins anew
+		time.Sleep(scaleOutAfter / 2)
+		report(s, "a", 0, 400)
+		wantCalls(t, c)
 	})
 }
 
@@ -179,6 +198,8 @@ func TestSilentEdges(t *testing.T) {
 	c := newCluster(leapcell.Settings{Concurrency: 10, DormantAfter: leapcell.Duration(time.Minute)}, 1)
 	simulate(t, c, func(s *Scaler) {
 		report(s, "a", 14, 14)
+		time.Sleep(scaleOutAfter)
+		synctest.Wait()
 		wantCalls(t, c, "shop-1=2")
 		time.Sleep(time.Hour) // nobody says anything: nothing is known
 		synctest.Wait()

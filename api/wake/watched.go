@@ -14,6 +14,7 @@ type watched struct {
 	count    int
 	load     int
 	needed   int
+	short    time.Time // since when more instances than there are were needed; zero: enough
 	traffic  time.Time
 	requests map[string]int64 // by edge
 	peaks    []peak           // of the past, within the scale-in delay
@@ -54,13 +55,19 @@ func (w *watched) observe(now time.Time, count, load int) {
 		w.peaks = append(w.peaks, peak{now, w.needed})
 		w.needed = needed
 	}
+	switch short := count > 0 && w.needed > count; {
+	case !short:
+		w.short = time.Time{}
+	case w.short.IsZero():
+		w.short = now
+	}
 	oldest := now.Add(-time.Duration(w.route.ScaleInDelay))
 	w.peaks = slices.DeleteFunc(w.peaks, func(p peak) bool { return !p.at.After(oldest) })
 	w.count, w.load = count, load
 }
 
 func (w *watched) input(now time.Time) Input {
-	in := Input{Route: w.route, Count: w.count, Load: w.load, Edges: w.edges, Traffic: w.traffic}
+	in := Input{Route: w.route, Count: w.count, Load: w.load, Edges: w.edges, Traffic: w.traffic, Short: w.short}
 	for _, p := range w.peaks {
 		if now.Sub(p.at) < time.Duration(w.route.ScaleInDelay) {
 			in.High = max(in.High, p.n)
