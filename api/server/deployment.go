@@ -86,7 +86,7 @@ func (s *Server) deployUpload(c *gin.Context, svc leapcell.Service) error {
 	body := http.MaxBytesReader(c.Writer, c.Request.Body, s.cfg.UploadLimit)
 	d, err := s.cfg.Deployer.Submit(c.Request.Context(), svc, leapcell.Source{RootDir: root}, body)
 	if err != nil {
-		swallow(rc, body)
+		swallow(rc, io.LimitReader(c.Request.Body, s.cfg.UploadLimit))
 		return err
 	}
 	c.JSON(http.StatusAccepted, d)

@@ -414,6 +414,20 @@ func TestUpload(t *testing.T) {
 	}
 }
 
+// A client that still sends must get the reason, not a broken connection.
+func TestUploadRefusedMidway(t *testing.T) {
+	p := newPlatform(t, func(c *Config) { c.UploadLimit = 64 << 20 })
+	p.newService("python")
+	p.submit = func(_ leapcell.Service, _ leapcell.Source, archive io.Reader) (leapcell.Deployment, error) {
+		_, _ = io.CopyN(io.Discard, archive, 1<<20)
+		return leapcell.Deployment{}, leapcell.Errorf(leapcell.CodeUnavailable, "the platform's disk is full")
+	}
+	for range 10 {
+		_, err := p.client.DeployUpload(t.Context(), "python", client.Upload{Archive: zeros(32 << 20), Size: 32 << 20})
+		wantCode(t, err, leapcell.CodeUnavailable, "disk is full")
+	}
+}
+
 func zeros(n int64) io.Reader { return io.LimitReader(zeroReader{}, n) }
 
 type zeroReader struct{}
