@@ -155,6 +155,9 @@ func (p *Platform) sweep(ctx context.Context, note func(string, ...any)) error {
 	if err := left.remove(); err != nil {
 		return err
 	}
+	if _, err := os.Stat(p.madeCgroups()); err == nil {
+		removeDefaultCgroups()
+	}
 	if rest := left.list(); len(rest) > 0 {
 		return fmt.Errorf("could not be removed: %v", rest)
 	}

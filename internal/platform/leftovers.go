@@ -206,3 +206,27 @@ func removeCgroupOnce(path string) error {
 	}
 	return nil
 }
+
+// defaultCgroups are those that Nomad makes with cgroup v1 whatever its cgroup_parent says:
+// every agent of a machine shares them.
+func defaultCgroups() []string {
+	found, _ := filepath.Glob("/sys/fs/cgroup/*/nomad")
+	return found
+}
+
+// removeDefaultCgroups removes them where they are empty, unless another agent runs, which
+// would miss them.
+func removeDefaultCgroups() {
+	names, _ := filepath.Glob("/proc/[0-9]*/comm")
+	for _, name := range names {
+		if comm, err := os.ReadFile(name); err == nil && string(comm) == "nomad\n" {
+			return
+		}
+	}
+	for _, cgroup := range defaultCgroups() {
+		below, _ := filepath.Glob(cgroup + "/*/")
+		for _, path := range append(below, cgroup) {
+			_ = os.Remove(strings.TrimSuffix(path, "/")) // refused when something is in it
+		}
+	}
+}

@@ -182,6 +182,11 @@ func (p *Platform) startNomad(ctx context.Context, _ func(string, ...any)) error
 	if err := writeFile(p.cfg.path("nomad", "nomad.hcl"), d.config, 0o600); err != nil {
 		return fmt.Errorf("nomad: %w", err)
 	}
+	if len(defaultCgroups()) == 0 {
+		if err := writeFile(p.madeCgroups(), nil, 0o600); err != nil {
+			return fmt.Errorf("nomad: %w", err)
+		}
+	}
 	if _, err := d.ensure(ctx); err != nil {
 		return err
 	}
@@ -194,6 +199,9 @@ func (p *Platform) startNomad(ctx context.Context, _ func(string, ...any)) error
 		return err
 	})
 }
+
+// madeCgroups is there when this platform's agent was the one to make [defaultCgroups].
+func (p *Platform) madeCgroups() string { return p.cfg.path("nomad", "made-cgroups") }
 
 // link points name at target, replacing what was there.
 func link(target, name string) error {
