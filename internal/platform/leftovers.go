@@ -217,16 +217,18 @@ func defaultCgroups() []string {
 // removeDefaultCgroups removes them where they are empty, unless another agent runs, which
 // would miss them.
 func removeDefaultCgroups() {
-	names, _ := filepath.Glob("/proc/[0-9]*/comm")
-	for _, name := range names {
-		if comm, err := os.ReadFile(name); err == nil && string(comm) == "nomad\n" {
+	programs, _ := filepath.Glob("/proc/[0-9]*/exe")
+	for _, program := range programs {
+		// One that has ended and was not yet reaped has no program any more.
+		if path, err := os.Readlink(program); err == nil && strings.TrimSuffix(filepath.Base(path), " (deleted)") == "nomad" {
 			return
 		}
 	}
 	for _, cgroup := range defaultCgroups() {
-		below, _ := filepath.Glob(cgroup + "/*/")
-		for _, path := range append(below, cgroup) {
-			_ = os.Remove(strings.TrimSuffix(path, "/")) // refused when something is in it
+		below, _ := os.ReadDir(cgroup)
+		for _, entry := range below {
+			_ = unix.Rmdir(filepath.Join(cgroup, entry.Name())) // refused when something is in it, or it is a file
 		}
+		_ = unix.Rmdir(cgroup)
 	}
 }
