@@ -38,3 +38,12 @@ type TaskConfig struct {
 // Phases of a build, as the driver reports them in task events: the event's annotation
 // [PhaseAnnotation] holds one of [Building], [Packaging], [Publishing].
 const PhaseAnnotation = "leapcell.phase"
+
+// How the message of a task begins that could not be started: for good, for want of something
+// that may come back, or because the port that Nomad chose is in use, so that only another
+// allocation helps.
+const (
+	StartFailedPrefix      = "start failed: "
+	StartUnavailablePrefix = "cannot start yet: "
+	TextPortTaken          = "the port that Nomad chose is in use on this node"
+)

@@ -236,13 +236,34 @@ func TestWaitsForNomad(t *testing.T) {
 	}
 }
 
+// A port that somebody else has, and what an instance needs to start, such as Vault: Nomad's
+// next attempt finds another port, or Vault back.
+func TestWaitsForAnotherPort(t *testing.T) {
+	w := newWorld(t)
+	first := true
+	w.start = func(w *world, a *api.AllocationListStub) {
+		if strings.HasPrefix(a.JobID, "build-") || !first {
+			return
+		}
+		first = false
+		a.ClientStatus = api.AllocClientStatusFailed
+		a.TaskStates["shop-x"].Events = []*api.TaskEvent{{Type: api.TaskDriverFailure,
+			DriverError: "task was not started: " + leapcell.TextPortTaken + ": 127.0.0.1:28597"}}
+		w.newAlloc(a.JobID, w.jobs[a.JobID]) // as rescheduling does
+	}
+	d := w.deployer(w.view(0, false), nil)
+	if dep := w.finish(d, w.submit(d).ID); dep.State != leapcell.Live {
+		t.Fatalf("%s: %+v", dep.State, dep.Error)
+	}
+}
+
 // What an instance needs to start, such as Vault, may come back.
 func TestWaitsForVault(t *testing.T) {
 	w := newWorld(t)
 	asked := 0
 	w.status = func(string) leapcell.GateStatus {
 		if asked++; asked < 3 {
-			return leapcell.GateStatus{Code: leapcell.CodeStartFailed, Message: "Vault is sealed"}
+			return leapcell.GateStatus{Code: leapcell.CodeUnavailable, Message: "Vault is sealed"}
 		}
 		return leapcell.GateStatus{Ready: true}
 	}
@@ -259,7 +280,7 @@ func TestWaitsForVault(t *testing.T) {
 func TestVaultStaysSealed(t *testing.T) {
 	w := newWorld(t)
 	w.status = func(string) leapcell.GateStatus {
-		return leapcell.GateStatus{Code: leapcell.CodeStartFailed, Message: "Vault is sealed"}
+		return leapcell.GateStatus{Code: leapcell.CodeUnavailable, Message: "Vault is sealed"}
 	}
 	w.tree.Settings.StartTimeout = leapcell.Duration(100 * time.Millisecond)
 	d := w.deployer(w.view(0, false), func(c *Config) { c.Patience, c.StartGrace = 20*time.Millisecond, 20*time.Millisecond })
@@ -493,6 +514,74 @@ func TestDeleteService(t *testing.T) {
 	}
 	if _, err := d.Submit(t.Context(), svc, leapcell.Source{}, strings.NewReader("x")); leapcell.ErrorCode(err) != leapcell.CodeConflict {
 		t.Errorf("deployed while it is deleted: %v", err)
+	}
+}
+
+// Nomad may not forget a job while one of its instances finishes requests: it would give the
+// port to another. A restart in between changes nothing.
+func TestNomadForgetsAJobWithItsLastInstance(t *testing.T) {
+	w := newWorld(t)
+	d := w.deployer(w.view(0, false), nil)
+	dep := w.finish(d, w.submit(d).ID)
+	w.mu.Lock()
+	w.linger = true
+	w.mu.Unlock()
+	if err := d.DeleteService(t.Context(), w.svc["shop-x"]); err != nil {
+		t.Fatal(err)
+	}
+	d.Close()
+	w.mu.Lock()
+	delete(w.deps, dep.ID) // the caller removes the rows last
+	j := w.jobs[dep.ID]
+	w.mu.Unlock()
+	if j == nil {
+		t.Fatal("the job is gone, its instance is not")
+	}
+	d = w.deployer(w.view(0, false), nil)
+	if err := d.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.mu.Lock()
+	j.allocs[0].ClientStatus = api.AllocClientStatusComplete
+	w.bump()
+	w.mu.Unlock()
+	for {
+		w.mu.Lock()
+		_, there := w.jobs[dep.ID]
+		changed := w.changed
+		w.mu.Unlock()
+		if !there {
+			break
+		}
+		<-changed
+	}
+}
+
+// A service of the same name may be deployed before the last instance of the deleted one
+// has ended: its job stays.
+func TestPurgeSparesTheNextJobOfThatName(t *testing.T) {
+	w := newWorld(t)
+	v := w.view(0, false)
+	d := w.deployer(v, nil)
+	dep := w.finish(d, w.submit(d).ID)
+	w.mu.Lock()
+	w.linger = true
+	w.mu.Unlock()
+	if err := d.remove(t.Context(), dep.ID); err != nil {
+		t.Fatal(err)
+	}
+	w.mu.Lock()
+	job := *w.jobs[dep.ID].job
+	w.mu.Unlock()
+	job.Stop = nil
+	if err := d.register(t.Context(), &job); err != nil {
+		t.Fatal(err)
+	}
+	if gone, err := d.purgeNow(t.Context(), dep.ID); !gone || err != nil {
+		t.Errorf("there is something to purge: %v, %v", gone, err)
+	}
+	if got := w.registered(); !slices.Contains(got, dep.ID) {
+		t.Errorf("registered: %v", got)
 	}
 }
 

@@ -159,10 +159,13 @@ type Deployer struct {
 	http   *http.Client // asks gates
 	done   sync.WaitGroup
 
+	registering sync.Mutex // held while a job is registered, or looked at and then purged
+
 	mu       sync.Mutex
 	workers  map[string]*worker       // by deployment
 	changed  map[string]chan struct{} // by deployment: closed at the next change
 	services map[string]*serviceState // by service ID
+	purging  map[string]bool          // stopped jobs that Nomad will forget
 }
 
 // serviceState is what the deployer knows of a service beside the store.
@@ -193,7 +196,8 @@ func New(cfg Config) (*Deployer, error) {
 	d := &Deployer{
 		cfg: cfg, logs: l, slots: newSlots(cfg.Builds),
 		workers: map[string]*worker{}, changed: map[string]chan struct{}{}, services: map[string]*serviceState{},
-		http: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}},
+		purging: map[string]bool{},
+		http:    &http.Client{Transport: &http.Transport{DisableKeepAlives: true}},
 	}
 	d.ctx, d.cancel = context.WithCancelCause(context.Background())
 	return d, nil

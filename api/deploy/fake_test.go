@@ -56,6 +56,7 @@ type world struct {
 	fetch  error
 	asked  chan struct{} // told when a gate that is held was asked
 	held   chan struct{} // gates answer when it is closed; nil: at once
+	linger bool          // instances that were told to stop go on running
 }
 
 type fakeJob struct {
@@ -63,6 +64,8 @@ type fakeJob struct {
 	count  int
 	allocs []*api.AllocationListStub
 }
+
+func (j *fakeJob) stopped() bool { return j.job.Stop != nil && *j.job.Stop }
 
 func newWorld(t *testing.T) *world {
 	w := &world{
@@ -153,7 +156,10 @@ func (w *world) scaleTo(id string, j *fakeJob, n int) {
 			continue
 		}
 		if running++; running > n {
-			a.DesiredStatus, a.ClientStatus = api.AllocDesiredStatusStop, api.AllocClientStatusComplete
+			a.DesiredStatus = api.AllocDesiredStatusStop
+			if !w.linger {
+				a.ClientStatus = api.AllocClientStatusComplete
+			}
 		}
 	}
 	for ; running < n; running++ {
@@ -173,7 +179,7 @@ func (w *world) newAlloc(id string, j *fakeJob) *api.AllocationListStub {
 		CreateIndex: uint64(w.allocs), CreateTime: int64(w.allocs),
 		AllocatedResources: &api.AllocatedResources{Shared: api.AllocatedSharedResources{
 			Ports: []api.PortMapping{{Label: leapcell.PortLabel, HostIP: host, Value: value}},
-		}},
+		}, Tasks: map[string]*api.AllocatedTaskResources{j.job.TaskGroups[0].Tasks[0].Name: {}}},
 		TaskStates: map[string]*api.TaskState{"shop-x": {State: "running", StartedAt: time.Now()}},
 	}
 	j.allocs = append(j.allocs, a)
@@ -197,8 +203,10 @@ func (w *world) running() (out []string) {
 func (w *world) registered() (out []string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for id := range w.jobs {
-		out = append(out, id)
+	for id, j := range w.jobs {
+		if !j.stopped() {
+			out = append(out, id)
+		}
 	}
 	slices.Sort(out)
 	return out
@@ -404,10 +412,13 @@ func (v *view) nomad(ctx context.Context, name string, effect func() error) erro
 
 func (v *view) Register(ctx context.Context, job *api.Job) error {
 	return v.nomad(ctx, "Register "+*job.ID, func() error {
-		if _, ok := v.jobs[*job.ID]; ok {
-			v.t.Errorf("job %s was registered twice", *job.ID)
-		}
 		j := &fakeJob{job: job}
+		if old, ok := v.jobs[*job.ID]; ok {
+			if !old.stopped() {
+				v.t.Errorf("job %s was registered twice", *job.ID)
+			}
+			j.allocs = old.allocs
+		}
 		v.jobs[*job.ID] = j
 		if *job.Type == api.JobTypeService {
 			v.scaleTo(*job.ID, j, *job.TaskGroups[0].Count)
@@ -439,7 +450,7 @@ func (v *view) Jobs(ctx context.Context, prefix string) (out []*api.JobListStub,
 	err = v.nomad(ctx, "Jobs", func() error {
 		for id := range v.jobs {
 			if strings.HasPrefix(id, prefix) {
-				out = append(out, &api.JobListStub{ID: id})
+				out = append(out, &api.JobListStub{ID: id, Stop: v.jobs[id].stopped()})
 			}
 		}
 		return nil
@@ -458,10 +469,22 @@ func (v *view) Scale(ctx context.Context, job string, n int) error {
 	})
 }
 
-func (v *view) Stop(ctx context.Context, job string, _ bool) error {
+func (v *view) Stop(ctx context.Context, job string, purge bool) error {
 	return v.nomad(ctx, "Stop "+job, func() error {
-		delete(v.jobs, job)
-		v.bump()
+		j, ok := v.jobs[job]
+		if !ok {
+			return nil
+		}
+		if purge {
+			if slices.ContainsFunc(j.allocs, alive) && *j.job.Type == api.JobTypeService {
+				v.t.Errorf("job %s was purged while an instance runs: Nomad gives its port to others", job)
+			}
+			delete(v.jobs, job)
+			v.bump()
+			return nil
+		}
+		j.job.Stop = new(true)
+		v.scaleTo(job, j, 0)
 		return nil
 	})
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/hashicorp/nomad/api"
+
 	"github.com/leapcell/leapcell"
 	"github.com/leapcell/leapcell/jobs"
 )
@@ -238,24 +240,35 @@ func (d *Deployer) rollbackTo(ctx context.Context, svc leapcell.Service, id stri
 // superseded run nothing, those of failed and cancelled ones are gone. It also removes
 // uploads that no deployment needs.
 func (d *Deployer) tidy() {
-	registered, err := d.cfg.Nomad.Jobs(d.ctx, "")
+	registered, err := d.registered()
 	if err != nil {
 		d.quiet("jobs", err)
 		return
 	}
 	for _, job := range registered {
 		dep, err := d.cfg.Store.Deployment(d.ctx, job.ID)
-		if err != nil || d.busy(dep.ID) {
-			continue // a build, or not ours: its worker cleans up after it
-		}
 		switch {
+		case leapcell.ErrorCode(err) == leapcell.CodeNotFound && job.Stop:
+			d.purgeLater(job.ID) // of a deleted service
+		case err != nil || d.busy(dep.ID):
+			// A build: its worker cleans up after it.
 		case dep.State == leapcell.Failed || dep.State == leapcell.Cancelled:
-			d.quiet(dep.ID, d.cfg.Nomad.Stop(d.ctx, dep.ID, true))
+			d.quiet(dep.ID, d.remove(d.ctx, dep.ID))
 		case dep.State == leapcell.Superseded:
 			d.quiet(dep.ID, d.scaleDown(d.ctx, dep.ID))
 		}
 	}
 	d.sweep()
+}
+
+// registered gives the jobs in Nomad, as soon as it answers.
+func (d *Deployer) registered() ([]*api.JobListStub, error) {
+	for pause := d.cfg.Pause; ; pause = min(2*pause, maxPause) {
+		jobs, err := d.cfg.Nomad.Jobs(d.ctx, "")
+		if leapcell.ErrorCode(err) != leapcell.CodeUnavailable || sleep(d.ctx, pause) != nil {
+			return jobs, err
+		}
+	}
 }
 
 func (d *Deployer) busy(id string) bool {

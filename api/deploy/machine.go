@@ -198,7 +198,7 @@ func (d *Deployer) removeJobs(dep leapcell.Deployment, state leapcell.State, w *
 		case state == leapcell.Superseded && !dep.LiveAt.IsZero():
 			return d.scaleDown(ctx, dep.ID)
 		}
-		return d.cfg.Nomad.Stop(ctx, dep.ID, true)
+		return d.remove(ctx, dep.ID)
 	})
 	if err != nil && d.ctx.Err() == nil {
 		d.cfg.Log.Error("jobs not removed", "deployment", dep.ID, "err", err)
@@ -272,7 +272,9 @@ func sleep(ctx context.Context, pause time.Duration) error {
 
 // register registers a job. That Nomad refuses one is our fault, and said in one line.
 func (d *Deployer) register(ctx context.Context, job *api.Job) error {
+	d.registering.Lock()
 	err := d.cfg.Nomad.Register(ctx, job)
+	d.registering.Unlock()
 	if leapcell.ErrorCode(err) != leapcell.CodeInternal {
 		return err
 	}

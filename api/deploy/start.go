@@ -133,7 +133,7 @@ func (d *Deployer) waitReady(ctx context.Context, r *readiness) error {
 func (r *readiness) see(ctx context.Context, allocs []*api.AllocationListStub) (bool, error) {
 	fresh := make([]*api.AllocationListStub, 0, len(allocs))
 	for _, a := range allocs {
-		if !r.skip[a.ID] {
+		if !r.skip[a.ID] && hasTask(a, r.svc.ID) {
 			fresh = append(fresh, a)
 		}
 	}
@@ -151,6 +151,16 @@ func (r *readiness) see(ctx context.Context, allocs []*api.AllocationListStub) (
 		return false, r.judge(ctx, r.startFailure(a))
 	}
 	return false, nil // stopped by somebody; Nomad brings another
+}
+
+// hasTask reports whether the allocation is of the service with that ID, and not of a deleted
+// one with the same name whose instances have not all ended.
+func hasTask(a *api.AllocationListStub, serviceID string) bool {
+	if a.AllocatedResources == nil {
+		return false
+	}
+	_, ok := a.AllocatedResources.Tasks[serviceID]
+	return ok
 }
 
 // judge gives back what is final, and keeps what Nomad's next attempt may mend.
@@ -177,7 +187,11 @@ func (r *readiness) startFailure(a *api.AllocationListStub) *failure {
 	r.probed = a.ID
 	task := a.TaskStates[r.svc.ID]
 	if e := lastEvent(task, api.TaskDriverFailure); e != nil {
-		return &failure{startFailed(driverMessage(e))}
+		message := driverMessage(e)
+		if strings.Contains(message, leapcell.TextPortTaken) {
+			return &failure{notNow(message)}
+		}
+		return &failure{startFailed(message)}
 	}
 	if e := lastEvent(task, api.TaskTerminated); e != nil {
 		return &failure{exitFailure(r.dep.Settings.Port, e)}

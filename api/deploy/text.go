@@ -85,14 +85,14 @@ func buildFailure(e *api.TaskEvent) leapcell.Problem {
 	return p
 }
 
-// nodeStartFailed is how the node's message begins when it could not start the app at all.
-const nodeStartFailed = "start failed: "
-
 // exitFailure is the problem of an instance that ended with e before it was ready.
 func exitFailure(port int, e *api.TaskEvent) leapcell.Problem {
 	said := exitMessage(e)
-	if why, ok := strings.CutPrefix(said, nodeStartFailed); ok {
+	if why, ok := strings.CutPrefix(said, leapcell.StartFailedPrefix); ok {
 		return startFailed(why)
+	}
+	if why, ok := strings.CutPrefix(said, leapcell.StartUnavailablePrefix); ok {
+		return notNow(why)
 	}
 	if said == leapcell.PortNotListeningText(port) {
 		return leapcell.Problem{Code: leapcell.CodePortNotListening, Message: said}
@@ -101,11 +101,12 @@ func exitFailure(port int, e *api.TaskEvent) leapcell.Problem {
 }
 
 func startFailed(why string) leapcell.Problem {
-	p := leapcell.Problem{Code: leapcell.CodeStartFailed, Message: "the instance could not be started: " + why}
-	if mayComeBack(why) {
-		p.Code = leapcell.CodeUnavailable
-	}
-	return p
+	return leapcell.Problem{Code: leapcell.CodeStartFailed, Message: "the instance could not be started: " + why}
+}
+
+// notNow is a failed start that Nomad's next attempt may mend.
+func notNow(why string) leapcell.Problem {
+	return leapcell.Problem{Code: leapcell.CodeUnavailable, Message: "the instance could not be started: " + why}
 }
 
 func startExited(code int, said string) leapcell.Problem {
@@ -126,20 +127,10 @@ func gateFailure(s leapcell.GateStatus) *failure {
 		return &failure{startExited(*s.ExitCode, s.Message)}
 	case s.Code == leapcell.CodeStartFailed:
 		return &failure{startFailed(s.Message)}
+	case s.Code == leapcell.CodeUnavailable:
+		return &failure{notNow(s.Message)}
 	}
 	return &failure{leapcell.Problem{Code: s.Code, Message: s.Message, ExitCode: s.ExitCode}}
-}
-
-// mayComeBack reports whether an instance could not be started for want of a service that
-// an operator will bring back.
-func mayComeBack(message string) bool {
-	message = strings.ToLower(message)
-	for _, sign := range []string{"vault", "from nomad", "connection refused", "does not answer", "no cluster leader"} {
-		if strings.Contains(message, sign) {
-			return true
-		}
-	}
-	return false
 }
 
 // placementText says in one line why Nomad finds no node for a job.

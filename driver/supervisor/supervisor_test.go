@@ -167,13 +167,14 @@ func TestStartThatFails(t *testing.T) {
 	for name, c := range map[string]struct {
 		change  func(n *node)
 		message string
+		prefix  string
 	}{
-		"no image":   {func(n *node) { n.images.pull = func(context.Context) error { return errors.New("404") } }, "the image could not be pulled: 404"},
-		"no sandbox": {func(n *node) { n.cells.refuse = errors.New("runc is broken") }, "runc is broken"},
+		"no image":   {func(n *node) { n.images.pull = func(context.Context) error { return errors.New("404") } }, "the image could not be pulled: 404", leapcell.StartFailedPrefix},
+		"no sandbox": {func(n *node) { n.cells.refuse = errors.New("runc is broken") }, "runc is broken", leapcell.StartFailedPrefix},
 		"no env": {func(n *node) {
 			n.options.Envs = fakeEnvs{err: leapcell.Wrap(leapcell.CodeUnavailable, errors.New("503"), "Vault is sealed")}
 			n.restart()
-		}, "Vault is sealed"},
+		}, "Vault is sealed", leapcell.StartUnavailablePrefix},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t, hangs)
@@ -184,7 +185,7 @@ func TestStartThatFails(t *testing.T) {
 				t.Errorf("visitor got %d %q", status, body)
 			}
 			exit := n.wait(req)
-			if exit.Code == 0 || exit.Message != "start failed: "+c.message {
+			if exit.Code == 0 || exit.Message != c.prefix+c.message {
 				t.Errorf("exit %+v", exit)
 			}
 			if status, body := get(t, req.Address, leapcell.HeaderProbe, "1"); status != 502 || !strings.Contains(body, c.message) {

@@ -70,6 +70,9 @@ func newTask(s *Supervisor, req StartRequest, begin time.Time) (*task, error) {
 	listener, err := s.listen(req.Address)
 	if err != nil {
 		t.logs.close()
+		if errors.Is(err, unix.EADDRINUSE) {
+			return nil, leapcell.Wrap(leapcell.CodeStartFailed, err, leapcell.TextPortTaken+": "+req.Address)
+		}
 		return nil, leapcell.Wrap(leapcell.CodeStartFailed, err, "the gate could not listen on "+req.Address)
 	}
 	t.gate = gate.New(gate.Config{
@@ -108,12 +111,13 @@ func (t *task) runApp(ctx context.Context) Exit {
 			return Exit{Code: 0, Message: "stopped before it was started"}
 		}
 		t.log.Error("start failed", "error", err)
-		code := leapcell.CodeStartFailed
+		code, prefix := leapcell.CodeStartFailed, leapcell.StartFailedPrefix
 		if leapcell.ErrorCode(err) == leapcell.CodeUnavailable {
-			code = leapcell.CodeUnavailable // what was missing may come back: it is worth another try
+			// What was missing may come back: it is worth another try.
+			code, prefix = leapcell.CodeUnavailable, leapcell.StartUnavailablePrefix
 		}
 		t.gate.Fail(code, message)
-		return Exit{Code: 1, Message: "start failed: " + message}
+		return Exit{Code: 1, Message: prefix + message}
 	}
 	return t.attend()
 }

@@ -79,7 +79,8 @@ func DefaultPorts() Ports {
 }
 
 // FreePorts finds ports that nobody listens on now, for a platform beside others. The
-// range for instances is one of sixty, chosen by a port the kernel gave out.
+// range for instances is one of fifty, below those that the kernel gives out and beside the
+// first platform's.
 func FreePorts() (Ports, error) {
 	free := make([]int, 8)
 	for i := range free {
@@ -90,10 +91,13 @@ func FreePorts() (Ports, error) {
 		defer l.Close() // held until all are found, so that they differ
 		free[i] = l.Addr().(*net.TCPAddr).Port
 	}
-	from := 26000 + free[0]%60*100
+	from := 11000 + free[0]%50*300
+	if first := DefaultPorts(); from+299 >= first.InstancesFrom {
+		from += first.InstancesTo + 1 - first.InstancesFrom
+	}
 	return Ports{
 		Edge: free[0], API: free[1], Registry: free[2], Nomad: free[3], NomadRPC: free[4], NomadSerf: free[5],
-		Vault: free[6], VaultCluster: free[7], InstancesFrom: from, InstancesTo: from + 99,
+		Vault: free[6], VaultCluster: free[7], InstancesFrom: from, InstancesTo: from + 299,
 	}, nil
 }
 

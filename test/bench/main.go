@@ -1,7 +1,7 @@
 // Bench measures a platform and prints what it found; it asserts nothing but that every
 // answer is a 200.
 //
-//	go run ./test/bench -bench cold -n 50 -runtimes go,node,python
+//	go run ./test/bench -bench cold -n 50 -runtimes go,node,python,rust
 //	go run ./test/bench -bench resume -n 100 -runtimes go
 //
 // It uses the platform that LEAPCELL_TEST_STATE names, else one of its own. What is compared
@@ -56,7 +56,7 @@ func main() {
 	var runtimes string
 	flag.StringVar(&c.bench, "bench", "cold", "cold or resume")
 	flag.IntVar(&c.n, "n", 50, "samples per runtime")
-	flag.StringVar(&runtimes, "runtimes", "go,node,python", "samples of the folder examples")
+	flag.StringVar(&runtimes, "runtimes", "go,node,python,rust", "samples of the folder examples")
 	flag.StringVar(&c.json, "json", "", "file to write the report to")
 	flag.Parse()
 	c.runtimes = strings.Split(runtimes, ",")
