@@ -52,6 +52,9 @@ const (
 	MaxHeadersBytes         = 64 << 10
 	MaxResponseHeadersBytes = 32 << 10
 	MaxRequestBytes         = 100 << 20
+	// BodyIdleTimeout ends a serverless request of whose body nothing moves on the
+	// visitor's side. [RQ3]
+	BodyIdleTimeout = 30 * time.Second
 	// QueueLimit bounds the requests held for one service. [RQ5]
 	QueueLimit = 1000
 	// DefaultConcurrency and MaxConcurrency are requests in flight per instance. [RQ8]
@@ -131,4 +134,8 @@ const (
 	// is meant: ports are used again within milliseconds, tables lag, and a gate that is
 	// another one answers with [HeaderGone].
 	HeaderInstance = "X-Leapcell-Instance"
+	// HeaderExpect on a request says that the visitor waits for "100 Continue" before it
+	// sends the body, so the app is asked. Edges wait for it with every body on their own
+	// account, to keep it until an instance takes it.
+	HeaderExpect = "X-Leapcell-Expect"
 )

@@ -88,12 +88,10 @@ func (g *Gate) admit() *refusal {
 			return r
 		}
 	}
-	g.counts.Requests++
 	g.inFlight++
 	if g.inFlight == 1 {
-		g.busySince, g.busySent, g.busyCount = time.Now(), g.egress.Load(), 0
+		g.begin(time.Now())
 	}
-	g.busyCount++
 	return nil
 }
 
@@ -103,8 +101,6 @@ func (g *Gate) leave() {
 	defer g.mu.Unlock()
 	if g.state == Ready {
 		if w := g.next(); w != nil {
-			g.counts.Requests++
-			g.busyCount++
 			w.result <- nil
 			return
 		}
@@ -115,20 +111,13 @@ func (g *Gate) leave() {
 	}
 	end := time.Now()
 	g.meter(end)
-	if g.state == Ready {
+	if g.state == Ready || g.left.Load() {
 		g.goIdle(end)
-	} else {
+	}
+	if g.state != Ready {
 		g.closeIdle()
 	}
-}
-
-// meter ends the busy span.
-func (g *Gate) meter(end time.Time) {
-	span := end.Sub(g.busySince)
-	g.counts.ComputeMS += int64((span + time.Millisecond - 1) / time.Millisecond)
-	if g.cfg.Meter != nil {
-		g.cfg.Meter.Compute(g.busySince, end, g.busyCount, g.egress.Load()-g.busySent)
-	}
+	g.checkOver()
 }
 
 // goIdle begins the time after which the app is suspended. The timer is not stopped by the
@@ -136,7 +125,7 @@ func (g *Gate) meter(end time.Time) {
 // touches a timer once in SuspendAfter and not twice for each request.
 func (g *Gate) goIdle(now time.Time) {
 	g.idleSince = now
-	if g.serverless() && !g.armed && !g.frozen {
+	if (g.serverless() || g.left.Load()) && !g.armed && !g.frozen && !g.paused {
 		g.armed = true
 		g.timer.Reset(g.cfg.SuspendAfter)
 	}
@@ -147,7 +136,7 @@ func (g *Gate) suspend() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.armed = false
-	if g.state != Ready || g.inFlight > 0 || g.frozen {
+	if g.state != Ready && !g.left.Load() || g.inFlight > 0 || g.frozen || g.paused {
 		return
 	}
 	if rest := g.cfg.SuspendAfter - time.Since(g.idleSince); rest > 0 {

@@ -32,6 +32,9 @@ var (
 	headerTooLong    = &refusal{status: http.StatusRequestHeaderFieldsTooLarge, code: leapcell.CodeTooLarge, text: "A request header is bigger than 16 KB"}
 	headersTooLong   = &refusal{status: http.StatusRequestHeaderFieldsTooLarge, code: leapcell.CodeTooLarge, text: "The request headers together are bigger than 64 KB"}
 	bodyTooLarge     = &refusal{status: http.StatusRequestEntityTooLarge, code: leapcell.CodeTooLarge, text: "The request body is bigger than the maximum allowed size"}
+	bodyStalled      = &refusal{status: http.StatusRequestTimeout, code: leapcell.CodeRequestTimeout, text: "The request body did not come: nothing of it was received for too long"}
+	bodyMalformed    = &refusal{status: http.StatusBadRequest, code: leapcell.CodeInvalid, text: "The request body is not well-formed"}
+	connectForbidden = &refusal{status: http.StatusMethodNotAllowed, code: leapcell.CodeInvalid, text: "CONNECT is not offered here"}
 	clientGone       = &refusal{} // nobody is there to be told
 )
 

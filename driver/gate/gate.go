@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httputil"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,14 +23,6 @@ type Backend interface {
 	Thaw() error
 }
 
-// Meter receives what an instance is charged for. Its methods are called with the gate's
-// lock held and must not block.
-type Meter interface {
-	// Compute reports a span in which at least one request was in flight, and the bytes of
-	// response bodies sent in it. Spans of one gate never overlap. [BI1]
-	Compute(start, end time.Time, requests, bytes int64)
-}
-
 // Config is what a gate needs. Zero durations and limits take the contract's values.
 type Config struct {
 	Instance string // sent as HeaderInstance
@@ -45,6 +36,9 @@ type Config struct {
 	StartTimeout   time.Duration
 	RequestTimeout time.Duration
 	SuspendAfter   time.Duration // idle time before the app is suspended
+	// BodyIdle is the longest pause in which nothing of a body moves on the visitor's
+	// side, in serverless mode: who stalls must not keep an instance awake.
+	BodyIdle time.Duration
 
 	MaxRequestBytes  int64
 	MaxResponseBytes int64 // serverless only
@@ -62,6 +56,7 @@ func (c Config) withDefaults() Config {
 	set(&c.StartTimeout, leapcell.StartTimeout)
 	set(&c.RequestTimeout, leapcell.RequestTimeout)
 	set(&c.SuspendAfter, 20*time.Millisecond)
+	set(&c.BodyIdle, leapcell.BodyIdleTimeout)
 	c.SuspendAfter = min(c.SuspendAfter, leapcell.SuspendAfter)
 	if c.Port == 0 {
 		c.Port = leapcell.DefaultPort
@@ -121,11 +116,16 @@ type Gate struct {
 	cfg      Config
 	server   *http.Server
 	upstream *upstream
-	upgrades *httputil.ReverseProxy // persistent mode's WebSockets
+	http2    http2Upstream
 	header   []string               // value of HeaderInstance, shared by all answers
-	app      atomic.Pointer[string] // address that answered the probe
+	app      atomic.Pointer[target] // what answered the probe
 	egress   atomic.Int64           // body bytes sent, ever
 	cancel   context.CancelFunc     // ends the probe
+
+	listener *pausable
+	left     atomic.Bool   // the instance is in another gate's hands, see Leave
+	conns    atomic.Int64  // open connections
+	over     chan struct{} // closed when left and nothing is open any more
 
 	started chan struct{} // closed on leaving Starting
 	idle    chan struct{} // closed when draining or failed and nothing is in flight
@@ -140,13 +140,13 @@ type Gate struct {
 	inFlight  int
 	waiting   list.List // of *waiter, oldest first
 	frozen    bool
+	paused    bool // another process is about to take the instance over
 	idleSince time.Time
 	timer     *time.Timer // runs suspend; armed says whether it will
 	armed     bool
-	busySince time.Time
-	busySent  int64 // egress when the present busy span began
-	busyCount int64 // requests of the present busy span
-	counts    Stats // the counters only
+	busySince time.Time // begin of the present busy span, see meter
+	busyMS    int64     // what of it is counted
+	counts    Stats     // the counters only
 }
 
 // New makes a gate and begins to accept on cfg.Listener, which it closes in the end.
@@ -154,28 +154,36 @@ type Gate struct {
 func New(cfg Config) *Gate {
 	cfg = cfg.withDefaults()
 	g := &Gate{
-		cfg:     cfg,
-		header:  []string{cfg.Instance},
-		started: make(chan struct{}),
-		idle:    make(chan struct{}),
-		cancel:  func() {},
+		cfg:      cfg,
+		header:   []string{cfg.Instance},
+		listener: &pausable{Listener: cfg.Listener},
+		over:     make(chan struct{}),
+		started:  make(chan struct{}),
+		idle:     make(chan struct{}),
+		cancel:   func() {},
 	}
 	g.timer = time.AfterFunc(time.Hour, g.suspend)
 	g.timer.Stop()
 	g.upstream = newUpstream(g.dial)
-	g.upgrades = newUpgrader(g)
+	g.http2.transport = newHTTP2(g.dial)
 	g.server = &http.Server{
-		Handler: g,
-		// Above the sum of line and headers, so that RQ3 is answered by us with the right
-		// status, and not by the server with one for all.
-		MaxHeaderBytes:    leapcell.MaxRequestLineBytes + leapcell.MaxHeadersBytes + 64<<10,
+		Handler:   g,
+		Protocols: new(http.Protocols),
+		// Far above the sum of line and headers, so that RQ3 is answered by us with the
+		// right status, and not by the server with one for all.
+		MaxHeaderBytes:    1 << 20,
 		ReadHeaderTimeout: 30 * time.Second,
 		// Longer than edges keep idle connections, so that it is they who close them: a
 		// request can then never meet a connection that is being closed here.
 		IdleTimeout: 5 * time.Minute,
+		ConnState:   g.countConn,
 		ErrorLog:    slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
 	}
-	go func() { _ = g.server.Serve(cfg.Listener) }()
+	// Edges speak HTTP/1.1. HTTP/2 is for whoever has a load balancer of their own before
+	// the gate and gRPC behind it.
+	g.server.Protocols.SetHTTP1(true)
+	g.server.Protocols.SetUnencryptedHTTP2(true)
+	go func() { _ = g.server.Serve(g.listener) }()
 	return g
 }
 
@@ -193,12 +201,12 @@ func (g *Gate) Launched(b Backend, startedAt time.Time) {
 }
 
 // Adopt is Launched for an app that was ready already before this gate was made: requests
-// pass at once. frozen says whether it is suspended.
-func (g *Gate) Adopt(b Backend, startedAt time.Time, frozen bool, address string) {
+// pass at once. frozen says whether it is suspended; app is [Stats].App of the former gate.
+func (g *Gate) Adopt(b Backend, startedAt time.Time, frozen bool, app string) {
 	g.mu.Lock()
 	g.backend, g.launched, g.frozen = b, startedAt, frozen
 	g.mu.Unlock()
-	g.becomeReady(address)
+	g.becomeReady(parseTarget(app))
 }
 
 // Fail says that the instance could not be started; it does nothing once it is ready.
@@ -240,14 +248,14 @@ func (g *Gate) enterState(s State) {
 	}
 }
 
-// becomeReady is called by the probe when the app answered at address.
-func (g *Gate) becomeReady(address string) {
+// becomeReady is called by the probe when the app answered.
+func (g *Gate) becomeReady(app target) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.state != Starting {
 		return
 	}
-	g.app.Store(&address)
+	g.app.Store(&app)
 	g.state, g.wasReady, g.ready = Ready, true, time.Now()
 	close(g.started)
 	for g.inFlight < g.cfg.Concurrency {
@@ -292,6 +300,7 @@ func (g *Gate) Close(ctx context.Context) {
 		_ = g.server.Close()
 	}
 	g.upstream.close()
+	g.http2.transport.CloseIdleConnections()
 	g.mu.Lock()
 	g.state = Stopped
 	g.timer.Stop()
@@ -317,7 +326,7 @@ type Stats struct {
 	InFlight    int           `json:"inFlight"`
 	Waiting     int           `json:"waiting"`
 	Suspended   bool          `json:"suspended"`
-	App         string        `json:"app,omitempty"` // address that answered the probe
+	App         string        `json:"app,omitempty"` // what answered the probe, for [Gate.Adopt]
 	Sandbox     time.Duration `json:"sandbox"`       // from the order to start to the process
 	Start       time.Duration `json:"start"`         // from the process to LC3
 	Requests    int64         `json:"requests"`
@@ -334,7 +343,7 @@ func (g *Gate) Stats() Stats {
 	s.State, s.InFlight, s.Waiting = g.state.String(), g.inFlight, g.waiting.Len()
 	s.Suspended, s.EgressBytes = g.frozen, g.egress.Load()
 	if a := g.app.Load(); a != nil {
-		s.App = *a
+		s.App = a.String()
 	}
 	if !g.launched.IsZero() {
 		s.Sandbox = max(g.launched.Sub(g.cfg.Begin), 0)

@@ -1,8 +1,8 @@
 package gate
 
 import (
+	"bytes"
 	"context"
-	"io"
 	"net"
 	"strconv"
 	"time"
@@ -31,8 +31,8 @@ func (g *Gate) probe(ctx context.Context, b Backend) {
 		case <-pause.C:
 		}
 		for _, address := range addresses {
-			if answers(ctx, b, address) {
-				g.becomeReady(address)
+			if app, ok := answers(ctx, b, address); ok {
+				g.becomeReady(app)
 				return
 			}
 		}
@@ -50,23 +50,19 @@ func interval(age time.Duration) time.Duration {
 	return min(max(age/10, time.Millisecond), 10*time.Millisecond)
 }
 
-// answers reports whether an HTTP server listens at address: any status will do.
-func answers(ctx context.Context, b Backend, address string) bool {
-	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
-	defer cancel()
-	conn, err := b.Dial(ctx, address)
-	if err != nil {
-		return false
-	}
-	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
-	_, err = io.WriteString(conn, "GET "+leapcell.ProbePath+" HTTP/1.1\r\nHost: "+address+
+// answers reports whether an HTTP server listens at address: any status will do. Who hangs
+// up on HTTP/1.1, or says what HTTP/2 begins with, is asked in HTTP/2 at once.
+func answers(ctx context.Context, b Backend, address string) (target, bool) {
+	said, err := ask(ctx, b, address, "GET "+leapcell.ProbePath+" HTTP/1.1\r\nHost: "+address+
 		"\r\nUser-Agent: leapcell-probe\r\nAccept: */*\r\nConnection: close\r\n\r\n")
-	if err != nil {
-		return false
+	switch {
+	case err != nil:
+		return target{}, false
+	case bytes.HasPrefix(said, []byte("HTTP/")):
+		return target{address: address}, true
+	case len(said) > 0 && !isSettings(said):
+		return target{}, false
 	}
-	var head [5]byte
-	_, err = io.ReadFull(conn, head[:])
-	return err == nil && string(head[:]) == "HTTP/"
+	said, err = ask(ctx, b, address, http2Question)
+	return target{address, true}, err == nil && isSettings(said)
 }

@@ -7,8 +7,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strconv"
+	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -17,10 +18,18 @@ import (
 	"github.com/leapcell/leapcell"
 )
 
-// keepAlive is how long an idle connection to the app is kept. Frameworks close theirs
-// after 2 s (gunicorn) or 5 s (Node, uvicorn), and do so in the very moment in which a
-// suspended app resumes: we must always be the first, or a POST could be lost.
-const keepAlive = time.Second
+const (
+	// keepAlive is how long an idle connection to the app is kept. Frameworks close theirs
+	// after 2 s (gunicorn) or 5 s (Node, uvicorn), and do so in the very moment in which a
+	// suspended app resumes: we must always be the first, or a POST could be lost.
+	keepAlive = time.Second
+	// continueTimeout is how long a body waits for an app that was asked whether it wants
+	// it, and says nothing: many do not know the question.
+	continueTimeout = time.Second
+	// smallBody is read whole before a connection is taken: so it is written in one piece
+	// with the head, and a slow visitor keeps no connection of the app waiting.
+	smallBody = 4 << 10
+)
 
 // upstream is the gate's client of the app. It is not an http.Transport for one reason of
 // principle and one of speed: a transport repeats GETs on its own when a connection breaks,
@@ -46,16 +55,21 @@ func newUpstream(dial func(ctx context.Context) (net.Conn, error)) *upstream {
 // appConn is one connection to the app. It serves one request at a time.
 type appConn struct {
 	net.Conn
-	raw   syscall.RawConn // nil in tests
-	in    *bufio.Reader
-	out   *bufio.Writer
-	since time.Time // idle since
-	left  int64     // bytes that the response's head may still take; negative: no limit
-	sent  chan error
-	body  *bodyReader
+	raw    syscall.RawConn // nil in tests
+	in     *bufio.Reader
+	out    *bufio.Writer
+	since  time.Time // idle since
+	left   int64     // bytes that the response's head may still take; negative: no limit
+	expire func()    // ends what waits for the connection
+	wanted chan bool // the app's word on a body that it was asked about; nil if it was not
 }
 
-var errHeadTooBig = errors.New("response head is over the limit")
+var (
+	errTooBig     = errors.New("response is over the limit")
+	errHeadTooBig = errors.New("response head is over the limit")
+	errNotHTTP    = errors.New("the app's answer breaks the rules of HTTP")
+	errNotWanted  = errors.New("the app answered without the request's body")
+)
 
 // Read counts while a response's head is read.
 func (c *appConn) Read(p []byte) (int, error) {
@@ -107,10 +121,11 @@ func (u *upstream) get(ctx context.Context) (*appConn, error) {
 	}
 	conn, err := u.dial(ctx)
 	if err != nil {
-		return nil, &dialError{err}
+		return nil, err
 	}
 	c := &appConn{Conn: conn}
 	c.in, c.out = bufio.NewReader(c), bufio.NewWriter(conn)
+	c.expire = func() { _ = conn.SetDeadline(time.Unix(1, 0)) }
 	if s, ok := conn.(syscall.Conn); ok {
 		c.raw, _ = s.SyscallConn()
 	}
@@ -119,7 +134,7 @@ func (u *upstream) get(ctx context.Context) (*appConn, error) {
 
 // put keeps a connection for the next request.
 func (u *upstream) put(c *appConn) {
-	c.since, c.sent, c.body = time.Now(), nil, nil
+	c.since, c.wanted = time.Now(), nil
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.shut {
@@ -162,77 +177,197 @@ func (u *upstream) close() {
 	u.idle = nil
 }
 
-// bodyReader remembers that the visitor's side failed, which is not the app's fault.
-type bodyReader struct {
-	io.ReadCloser
-	c      *appConn
-	failed atomic.Pointer[error] // set before the connection is closed
-}
-
-func (b *bodyReader) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	if err != nil && err != io.EOF {
-		b.failed.Store(&err)
-		_ = b.c.Close() // wakes who waits for an answer
-	}
-	return n, err
-}
-
-// send writes the request: a body in the background, because an app may answer before it
-// has read it all.
-func (c *appConn) send(r *http.Request) error {
-	if r.Body == nil {
-		if err := r.Write(c.out); err != nil {
-			return err
-		}
+// send writes the request. A small body goes in one piece with the head; a larger one
+// follows in the background, because an app may answer before it has read it all.
+func (c *appConn) send(p *passage) error {
+	asks := p.up != nil && p.small == nil && p.expects()
+	c.writeHead(p, asks)
+	if p.up == nil || p.small != nil {
+		_, _ = c.out.Write(p.small) // the buffer keeps the first error
 		return c.out.Flush()
 	}
-	c.body = &bodyReader{ReadCloser: r.Body, c: c}
-	r.Body = c.body
-	c.sent = make(chan error, 1)
-	go func(sent chan<- error) {
-		err := r.Write(c.out)
-		if err == nil {
-			err = c.out.Flush()
+	if asks {
+		c.wanted = make(chan bool, 1)
+	}
+	up, chunked, trailer, wanted := p.up, p.r.ContentLength < 0, p.r.Trailer, c.wanted
+	up.abort = func() { _ = c.Close() }
+	go func() {
+		err := c.out.Flush()
+		if err == nil && wanted != nil {
+			err = await(wanted)
 		}
-		sent <- err
-	}(c.sent)
+		if err == nil {
+			err = c.sendBody(up, chunked, trailer)
+		}
+		up.sent <- err
+	}()
 	return nil
 }
 
-// receive reads the head of the response. Interim ones are for clients that wait for them,
-// which the edge is not.
-func (c *appConn) receive(r *http.Request) (*http.Response, error) {
+func await(wanted <-chan bool) error {
+	timer := time.NewTimer(continueTimeout)
+	defer timer.Stop()
+	select {
+	case ok := <-wanted:
+		if !ok {
+			return errNotWanted
+		}
+	case <-timer.C:
+	}
+	return nil
+}
+
+// writeHead writes request line and headers into the buffer. Values cannot hold a line
+// break: the server refuses them.
+func (c *appConn) writeHead(p *passage, asks bool) {
+	r, w := p.r, c.out
+	write := func(name, value string) {
+		_, _ = w.WriteString(name)
+		_, _ = w.WriteString(": ")
+		_, _ = w.WriteString(value)
+		_, _ = w.WriteString("\r\n")
+	}
+	_, _ = w.WriteString(r.Method)
+	_ = w.WriteByte(' ')
+	_, _ = w.WriteString(requestTarget(r))
+	_, _ = w.WriteString(" HTTP/1.1\r\n")
+	write("Host", r.Host)
+	passes(r.Header, write)
+	switch {
+	case p.up != nil && r.ContentLength < 0:
+		write("Transfer-Encoding", "chunked")
+		for name := range r.Trailer {
+			if !platforms(name) {
+				write("Trailer", name)
+			}
+		}
+	case p.up != nil:
+		write("Content-Length", strconv.FormatInt(r.ContentLength, 10))
+	case len(r.Header["Content-Length"]) > 0 || r.Method == http.MethodPost || r.Method == http.MethodPut || r.Method == http.MethodPatch:
+		write("Content-Length", "0")
+	}
+	if asks {
+		write("Expect", "100-continue")
+	}
+	switch {
+	case p.upgrade != "" && wantsTrailers(r.Header):
+		write("Connection", "Upgrade, TE")
+		write("Upgrade", p.upgrade)
+		write("Te", "trailers")
+	case p.upgrade != "":
+		write("Connection", "Upgrade")
+		write("Upgrade", p.upgrade)
+	case wantsTrailers(r.Header):
+		write("Te", "trailers")
+	}
+	_, _ = w.WriteString("\r\n")
+}
+
+// requestTarget is the path as the visitor wrote it.
+func requestTarget(r *http.Request) string {
+	if strings.HasPrefix(r.RequestURI, "/") || r.RequestURI == "*" {
+		return r.RequestURI
+	}
+	return r.URL.RequestURI() // it was in absolute form
+}
+
+// sendBody copies the body as it comes.
+func (c *appConn) sendBody(up *upload, chunked bool, trailer http.Header) error {
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	for {
+		n, err := up.Read(*buf)
+		if n > 0 {
+			if chunked {
+				c.writeChunk((*buf)[:n])
+			} else {
+				_, _ = c.out.Write((*buf)[:n])
+			}
+			if ferr := c.out.Flush(); ferr != nil { // it has the first error of all writes
+				return ferr
+			}
+		}
+		if err == io.EOF || err == nil && !chunked && up.complete.Load() {
+			break
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if !chunked {
+		return nil
+	}
+	_, _ = c.out.WriteString("0\r\n")
+	for name, values := range trailer { // filled in by the server at the end of the body
+		for _, value := range values {
+			if !platforms(name) && !hopByHop(name) {
+				_, _ = c.out.WriteString(name + ": " + value + "\r\n")
+			}
+		}
+	}
+	_, _ = c.out.WriteString("\r\n")
+	return c.out.Flush()
+}
+
+func (c *appConn) writeChunk(b []byte) {
+	var size [20]byte
+	_, _ = c.out.Write(append(strconv.AppendUint(size[:0], uint64(len(b)), 16), "\r\n"...))
+	_, _ = c.out.Write(b)
+	_, _ = c.out.WriteString("\r\n")
+}
+
+// receive reads the head of the response and passes interim ones on.
+func (c *appConn) receive(p *passage) (*http.Response, error) {
 	c.left = leapcell.MaxResponseHeadersBytes
 	defer func() { c.left = -1 }()
 	for {
-		res, err := http.ReadResponse(c.in, r)
+		res, err := http.ReadResponse(c.in, p.r)
 		switch {
-		case err != nil && c.body != nil && c.body.failed.Load() != nil:
-			return nil, *c.body.failed.Load()
 		case err != nil && c.left == 0:
 			return nil, errHeadTooBig
 		case err != nil:
 			return nil, err
-		case res.StatusCode >= 200 || res.StatusCode == http.StatusSwitchingProtocols:
+		case res.StatusCode == http.StatusContinue:
+			c.decide(true)
+		case res.StatusCode == http.StatusSwitchingProtocols:
+			if p.upgrade == "" || !strings.EqualFold(res.Header.Get("Upgrade"), p.upgrade) {
+				return nil, errNotHTTP
+			}
 			return res, nil
+		case res.StatusCode > 100 && res.StatusCode < 200:
+			inform(p.w, p.r, res.StatusCode, res.Header)
+		default:
+			c.decide(false)
+			return res, nil
+		}
+	}
+}
+
+// decide tells the sender of the body what the app said first.
+func (c *appConn) decide(wanted bool) {
+	if c.wanted != nil {
+		select {
+		case c.wanted <- wanted:
+		default:
 		}
 	}
 }
 
 // reusable reports whether the next request may follow: this one was written and read
 // whole, and the app keeps the connection.
-func (c *appConn) reusable(res *http.Response) bool {
-	if res.Close || c.in.Buffered() > 0 || res.StatusCode == http.StatusSwitchingProtocols {
+func (c *appConn) reusable(p *passage, res *http.Response) bool {
+	if res.Close || c.in.Buffered() > 0 {
 		return false
 	}
-	if c.sent == nil {
+	if p.up == nil || p.small != nil {
 		return true
 	}
 	select {
-	case err := <-c.sent:
+	case err := <-p.up.sent:
 		return err == nil
 	default:
 		return false
 	}
 }
+
+var buffers = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
