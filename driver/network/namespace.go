@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -197,6 +196,9 @@ func (n *Namespace) connect(cfg Config, slot int) error {
 	if err := netlink.LinkAdd(veth); err != nil {
 		return fmt.Errorf("make link %s: %w", name, err)
 	}
+	if err := guard(name, cfg.resolvers().local.IsValid()); err != nil {
+		return err
+	}
 	host := address4(cfg.Subnet, slot*4+1)
 	if err := setUp(&netlink.Handle{}, name, host); err != nil {
 		return err
@@ -213,6 +215,27 @@ func (n *Namespace) connect(cfg Config, slot int) error {
 		return err
 	}
 	return in.RouteAdd(&netlink.Route{Gw: host.AsSlice()})
+}
+
+// guard sets what the host itself does with packets of a link, before it is turned on.
+func guard(link string, local bool) error {
+	set := [][2]string{
+		{"ipv6/conf/" + link + "/disable_ipv6", "1"},
+		{"ipv4/conf/" + link + "/rp_filter", "1"}, // a source that does not live there is not believed
+		{"ipv4/conf/" + link + "/accept_redirects", "0"},
+		{"ipv4/conf/" + link + "/send_redirects", "0"},
+	}
+	if local {
+		// Lets the relay lead to the host's loopback. A cell cannot send to 127.0.0.0/8 over
+		// its link, and all but DNS is refused on the way in.
+		set = append(set, [2]string{"ipv4/conf/" + link + "/route_localnet", "1"})
+	}
+	for _, s := range set {
+		if err := os.WriteFile("/proc/sys/net/"+s[0], []byte(s[1]), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("guard link %s: %w", link, err)
+		}
+	}
+	return nil
 }
 
 // setUp gives a link its address, when there is one, and turns it on.
@@ -287,23 +310,4 @@ func (n *Namespace) occupied() (bool, error) {
 		}
 	}
 	return false, nil
-}
-
-// quiet reports whether the namespace has no TCP socket. One that waits for late packets
-// after its process is gone would keep the next app from listening on its port.
-func (n *Namespace) quiet() (bool, error) {
-	quiet := true
-	err := inside(n.fd, func() error {
-		for _, name := range []string{"tcp", "tcp6"} {
-			text, err := os.ReadFile("/proc/thread-self/net/" + name)
-			if err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return err
-			}
-			if strings.Count(string(text), "\n") > 1 { // the first line is the heading
-				quiet = false
-			}
-		}
-		return nil
-	})
-	return quiet, err
 }

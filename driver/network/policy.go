@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 
 	"github.com/google/nftables"
@@ -13,27 +14,43 @@ import (
 )
 
 // blocked are the ranges that cells do not reach unless the operator allows it: this machine,
-// its neighbours, cloud metadata, and what is no unicast address. [ID4]
+// its neighbours, and what is no unicast address. [ID4]
 var blocked = []netip.Prefix{
 	netip.MustParsePrefix("0.0.0.0/8"),
 	netip.MustParsePrefix("10.0.0.0/8"),
 	netip.MustParsePrefix("100.64.0.0/10"),
 	netip.MustParsePrefix("127.0.0.0/8"),
-	netip.MustParsePrefix("169.254.0.0/16"),
 	netip.MustParsePrefix("172.16.0.0/12"),
+	netip.MustParsePrefix("192.0.0.0/24"),
 	netip.MustParsePrefix("192.168.0.0/16"),
+	netip.MustParsePrefix("198.18.0.0/15"),
 	netip.MustParsePrefix("224.0.0.0/3"),
 }
 
-// linkLocal is refused even when a wider range is allowed: it is where clouds hand out credentials.
-var linkLocal = netip.MustParsePrefix("169.254.0.0/16")
+// metadata is where clouds hand out a machine's credentials. It is refused even when a wider
+// range is allowed.
+var metadata = []netip.Prefix{
+	netip.MustParsePrefix("169.254.0.0/16"),     // all link-local addresses; 169.254.169.254 nearly everywhere
+	netip.MustParsePrefix("100.100.100.200/32"), // Alibaba Cloud
+	netip.MustParsePrefix("168.63.129.16/32"),   // Azure's wire server
+	netip.MustParsePrefix("192.0.0.192/32"),     // Oracle Cloud, classic
+}
 
-// policy is the platform's nftables table:
+// maxFlows is how many connections of one cell the host tracks at a time. The table of them is
+// one for the whole machine (262,144 by default): a cell that fills it cuts off everybody.
+const maxFlows = 8192
+
+// policy is the platform's nftables tables. The first, for IPv4:
 //
+//	prerouting   DNS to the relay address goes to the host's own resolver, if that is on loopback
 //	input        from a cell: DNS to the nameservers, else refused
-//	forward      cell to cell refused; DNS, allowed ranges; blocked ranges refused; the rest passes
+//	forward      from a cell: a foreign source dropped; cell to cell, IP options and too many
+//	             connections refused; DNS; metadata and denied ranges refused; allowed ranges;
+//	             blocked ranges refused; the rest passes
 //	             to a cell: answers only
 //	postrouting  from the subnet to anywhere else: masquerade
+//
+// The second drops all IPv6 from and to our links. Cells have none: it is the second wall.
 //
 // It decides for the platform's own links only. A forward policy of drop in another table, as
 // Docker sets it, drops the packets that are accepted here: the operator has to accept those
@@ -44,33 +61,83 @@ type policy struct {
 	prefix []byte // of the names of our links
 }
 
-// applyPolicy makes the table, replacing one of that name.
-func applyPolicy(cfg Config, servers []netip.Addr) error {
-	conn, err := nftables.New()
-	if err != nil {
-		return fmt.Errorf("open nftables: %w", err)
+// applyPolicy makes the tables, replacing those of that name.
+func applyPolicy(cfg Config, names dns) error {
+	err := writePolicy(cfg, names, maxFlows)
+	if errors.Is(err, unix.ENOENT) {
+		cfg.Log.Warn("this kernel cannot count connections (nft_connlimit): an instance may fill the host's table of them")
+		err = writePolicy(cfg, names, 0)
 	}
-	p := &policy{conn: conn, prefix: []byte(linkPrefix(cfg.Name))}
-	// Add, delete, add in one transaction: whether or not there was one, afterwards there is ours.
-	p.table = conn.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: tableName(cfg.Name)})
-	conn.DelTable(p.table)
-	p.table = conn.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: tableName(cfg.Name)})
-	if err := p.filter(cfg, servers); err != nil {
+	if err != nil {
 		return err
 	}
+	return forbidIPv6(cfg.Name)
+}
+
+func writePolicy(cfg Config, names dns, flows uint32) error {
+	p, err := newPolicy(cfg.Name, nftables.TableFamilyIPv4)
+	if err != nil {
+		return err
+	}
+	if err := p.filter(cfg, names, flows); err != nil {
+		return err
+	}
+	if names.local.IsValid() {
+		p.relay(names)
+	}
 	p.masquerade(cfg.Subnet)
-	if err := conn.Flush(); err != nil {
+	return p.flush()
+}
+
+// newPolicy begins a table.
+func newPolicy(name string, family nftables.TableFamily) (*policy, error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return nil, fmt.Errorf("open nftables: %w", err)
+	}
+	p := &policy{conn: conn, prefix: []byte(linkPrefix(name))}
+	// Add, delete, add in one transaction: whether or not there was one, afterwards there is ours.
+	p.table = conn.AddTable(&nftables.Table{Family: family, Name: tableName(name)})
+	conn.DelTable(p.table)
+	p.table = conn.AddTable(&nftables.Table{Family: family, Name: tableName(name)})
+	return p, nil
+}
+
+func (p *policy) flush() error {
+	if err := p.conn.Flush(); err != nil {
 		return fmt.Errorf("set up nftables table %s: %w", p.table.Name, err)
 	}
 	return nil
 }
 
-func (p *policy) filter(cfg Config, servers []netip.Addr) error {
+var (
+	accept = []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}
+	drop   = []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}
+	// refuse leads to the chain of [policy.refusals].
+	refuse = []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: "refuse"}}
+)
+
+// refusals makes the chain that answers with an error at once, so that no connect hangs. TCP
+// gets a reset: of other answers the kernel sends one a second to each address.
+func (p *policy) refusals() {
+	chain := p.conn.AddChain(&nftables.Chain{Table: p.table, Name: "refuse"})
+	p.rule(chain, protocol(unix.IPPROTO_TCP), []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}})
+	p.rule(chain, []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: 13}}) // administratively prohibited
+}
+
+func (p *policy) filter(cfg Config, names dns, flows uint32) error {
 	var hosts []netip.Prefix
-	for _, s := range servers {
+	for _, s := range names.servers {
 		hosts = append(hosts, netip.PrefixFrom(s, 32))
 	}
+	if names.local.IsValid() {
+		hosts = append(hosts, netip.PrefixFrom(names.local, 32))
+	}
 	resolvers, err := p.set("resolvers", hosts)
+	if err != nil {
+		return err
+	}
+	never, err := p.set("never", append(slices.Clone(metadata), cfg.DenyEgress...))
 	if err != nil {
 		return err
 	}
@@ -82,29 +149,77 @@ func (p *policy) filter(cfg Config, servers []netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	accept := []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}
-	// An error at once, not a connect that hangs.
-	refuse := []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: 13}}
 	from := p.link(expr.MetaKeyIIFNAME, expr.CmpOpEq)
+	toCell := p.link(expr.MetaKeyOIFNAME, expr.CmpOpEq)
 
+	p.refusals()
 	input := p.chain("input", nftables.ChainHookInput)
-	for _, protocol := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
-		p.rule(input, from, to(resolvers), port53(protocol), accept)
-	}
+	p.rule(input, from, prefix(12, cfg.Subnet, expr.CmpOpNeq), drop)
+	p.rule(input, from, options(), refuse)
+	p.acceptDNS(input, from, resolvers)
 	p.rule(input, from, refuse)
 
 	forward := p.chain("forward", nftables.ChainHookForward)
-	p.rule(forward, from, p.link(expr.MetaKeyOIFNAME, expr.CmpOpEq), refuse)
-	for _, protocol := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
-		p.rule(forward, from, to(resolvers), port53(protocol), accept)
+	p.rule(forward, from, prefix(12, cfg.Subnet, expr.CmpOpNeq), drop)
+	p.rule(forward, from, options(), refuse)
+	p.rule(forward, from, toCell, refuse)
+	if flows > 0 {
+		if err := p.limit(forward, from, flows); err != nil {
+			return err
+		}
 	}
-	p.rule(forward, from, inPrefix(16, linkLocal), refuse)
+	p.acceptDNS(forward, from, resolvers)
+	p.rule(forward, from, to(never), refuse)
 	p.rule(forward, from, to(allowed), accept)
 	p.rule(forward, from, to(refused), refuse)
-	toCell := p.link(expr.MetaKeyOIFNAME, expr.CmpOpEq)
-	p.rule(forward, toCell, answers(), accept)
-	p.rule(forward, toCell, []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}})
+	p.rule(forward, toCell, state(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), accept)
+	p.rule(forward, toCell, drop)
 	return nil
+}
+
+func (p *policy) acceptDNS(chain *nftables.Chain, from []expr.Any, resolvers *nftables.Set) {
+	for _, number := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
+		p.rule(chain, from, to(resolvers), protocol(number), port53(), accept)
+	}
+}
+
+// limit refuses what would be one connection too many of a cell.
+func (p *policy) limit(chain *nftables.Chain, from []expr.Any, flows uint32) error {
+	s := &nftables.Set{Table: p.table, Name: "flows", KeyType: nftables.TypeIPAddr, Dynamic: true, Size: 1 << 16}
+	if err := p.conn.AddSet(s, nil); err != nil {
+		return fmt.Errorf("set up nftables set %s: %w", s.Name, err)
+	}
+	count := []expr.Any{address(12), &expr.Dynset{
+		SrcRegKey: 1, SetName: s.Name, SetID: s.ID, Operation: uint32(unix.NFT_DYNSET_OP_ADD),
+		Exprs: []expr.Any{&expr.Connlimit{Count: flows, Flags: expr.NFT_CONNLIMIT_F_INV}},
+	}}
+	p.rule(chain, from, state(expr.CtStateBitNEW), count, refuse)
+	return nil
+}
+
+// relay leads questions at the relay address to the resolver on the host's loopback. Such
+// resolvers answer only whoever asks from loopback, so that the source is changed as well.
+func (p *policy) relay(names dns) {
+	from := p.link(expr.MetaKeyIIFNAME, expr.CmpOpEq)
+	pre := p.conn.AddChain(&nftables.Chain{
+		Table: p.table, Name: "prerouting", Type: nftables.ChainTypeNAT,
+		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest,
+	})
+	in := p.conn.AddChain(&nftables.Chain{
+		Table: p.table, Name: "source", Type: nftables.ChainTypeNAT,
+		Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityNATSource,
+	})
+	one := func(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, 32) }
+	nat := func(kind expr.NATType, a netip.Addr) []expr.Any {
+		return []expr.Any{
+			&expr.Immediate{Register: 1, Data: a.AsSlice()},
+			&expr.NAT{Type: kind, Family: unix.NFPROTO_IPV4, RegAddrMin: 1},
+		}
+	}
+	for _, number := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
+		p.rule(pre, from, prefix(16, one(names.relay), expr.CmpOpEq), protocol(number), port53(), nat(expr.NATTypeDestNAT, names.local))
+	}
+	p.rule(in, from, prefix(16, one(names.local), expr.CmpOpEq), nat(expr.NATTypeSourceNAT, netip.AddrFrom4([4]byte{127, 0, 0, 1})))
 }
 
 func (p *policy) masquerade(subnet netip.Prefix) {
@@ -112,7 +227,23 @@ func (p *policy) masquerade(subnet netip.Prefix) {
 		Table: p.table, Name: "postrouting", Type: nftables.ChainTypeNAT,
 		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
 	})
-	p.rule(chain, inPrefix(12, subnet), p.link(expr.MetaKeyOIFNAME, expr.CmpOpNeq), []expr.Any{&expr.Masq{}})
+	p.rule(chain, prefix(12, subnet, expr.CmpOpEq), p.link(expr.MetaKeyOIFNAME, expr.CmpOpNeq), []expr.Any{&expr.Masq{}})
+}
+
+// forbidIPv6 makes the second table. A kernel without IPv6 needs none.
+func forbidIPv6(name string) error {
+	if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
+		return nil
+	}
+	p, err := newPolicy(name, nftables.TableFamilyIPv6)
+	if err != nil {
+		return err
+	}
+	p.rule(p.chain("input", nftables.ChainHookInput), p.link(expr.MetaKeyIIFNAME, expr.CmpOpEq), drop)
+	forward := p.chain("forward", nftables.ChainHookForward)
+	p.rule(forward, p.link(expr.MetaKeyIIFNAME, expr.CmpOpEq), drop)
+	p.rule(forward, p.link(expr.MetaKeyOIFNAME, expr.CmpOpEq), drop)
+	return p.flush()
 }
 
 func (p *policy) chain(name string, hook *nftables.ChainHook) *nftables.Chain {
@@ -190,43 +321,61 @@ func address(offset uint32) expr.Any {
 	return &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4}
 }
 
-func inPrefix(offset uint32, p netip.Prefix) []expr.Any {
+// prefix compares the address at offset with a prefix.
+func prefix(offset uint32, p netip.Prefix, op expr.CmpOp) []expr.Any {
 	mask := binaryutil.BigEndian.PutUint32(^uint32(0) << (32 - p.Bits()))
 	return []expr.Any{
 		address(offset),
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: mask, Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: p.Masked().Addr().AsSlice()},
+		&expr.Cmp{Op: op, Register: 1, Data: p.Masked().Addr().AsSlice()},
 	}
 }
 
-func port53(protocol byte) []expr.Any {
+// options matches packets with IP options. Any process may set them, a source route among
+// them, which names stations that no rule here looks at.
+func options() []expr.Any {
+	return []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 0, Len: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{0x0f}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{5}}, // words of a header without any
+	}
+}
+
+func protocol(number byte) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{protocol}},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{number}},
+	}
+}
+
+func port53() []expr.Any {
+	return []expr.Any{
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(53)},
 	}
 }
 
-// answers matches packets of connections that exist.
-func answers() []expr.Any {
-	states := binaryutil.NativeEndian.PutUint32(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED)
+// state matches packets of connections in one of the states.
+func state(bits uint32) []expr.Any {
 	return []expr.Any{
 		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: states, Xor: make([]byte, 4)},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(bits), Xor: make([]byte, 4)},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
 	}
 }
 
-// removePolicy deletes the table; one that is not there is no error.
+// removePolicy deletes the tables; one that is not there is no error.
 func removePolicy(name string) error {
-	conn, err := nftables.New()
-	if err != nil {
-		return fmt.Errorf("open nftables: %w", err)
+	var errs []error
+	for _, family := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
+		conn, err := nftables.New()
+		if err != nil {
+			return fmt.Errorf("open nftables: %w", err)
+		}
+		conn.DelTable(&nftables.Table{Family: family, Name: tableName(name)})
+		if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.EOPNOTSUPP) {
+			errs = append(errs, fmt.Errorf("remove nftables table %s: %w", tableName(name), err))
+		}
 	}
-	conn.DelTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: tableName(name)})
-	if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("remove nftables table %s: %w", tableName(name), err)
-	}
-	return nil
+	return errors.Join(errs...)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"strconv"
@@ -13,27 +14,33 @@ import (
 	"sync"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/leapcell/leapcell"
 )
 
 // Pool keeps network namespaces ready.
 //
-//	made ─► ready ─Get─► handed out ─Put─► clean? ─► ready, else deleted
-//	left by an earlier process: occupied ─► waits for Adopt; empty ─► ready
+//	made ─► ready ─Get─► handed out ─Put─► removed
+//	left by an earlier process: occupied ─► waits for Adopt; empty ─► removed
+//
+// A namespace serves one cell. Used again, it would tell the next one whom the former talked
+// to (TCP metrics, path MTUs) and how much (counters), and none of that can be wiped.
 type Pool struct {
-	cfg     Config
-	servers []netip.Addr
-	slots   int
-	work    sync.WaitGroup // making and recycling in the background
+	cfg   Config
+	names dns
+	slots int
+	work  sync.WaitGroup // making and removing in the background
 
-	mu     sync.Mutex
-	ready  []*Namespace
-	held   map[string]*Namespace // occupied leftovers, by name
-	used   map[int]bool          // slots of all namespaces, in whatever state
-	next   int                   // where to look for a free slot: late reuse keeps late packets apart
-	making int
-	closed bool
+	mu       sync.Mutex
+	ready    []*Namespace
+	held     map[string]*Namespace // occupied leftovers, by name
+	used     map[int]bool          // slots of all namespaces, in whatever state
+	next     int                   // where to look for a free slot: late reuse keeps late packets apart
+	making   int
+	gone     []*Namespace // given back, to be removed
+	removing bool         // somebody is at it
+	closed   bool
 }
 
 // New makes the platform's nftables table, turns forwarding on, takes over the namespaces that an
@@ -45,17 +52,16 @@ func New(cfg Config) (*Pool, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	p := &Pool{
-		cfg: cfg, servers: cfg.Nameservers, slots: 1 << (30 - cfg.Subnet.Bits()),
-		held: map[string]*Namespace{}, used: map[int]bool{},
+	p := &Pool{cfg: cfg, names: cfg.resolvers(), slots: cfg.slots(), held: map[string]*Namespace{}, used: map[int]bool{}}
+	// Read once: makers of namespaces see what the policy sees.
+	if cfg.Nameservers = p.names.servers; p.names.local.IsValid() {
+		cfg.Nameservers = []netip.Addr{p.names.local}
 	}
-	if len(p.servers) == 0 {
-		p.servers = nameservers(cfg.Log, resolvConfs)
-	}
+	p.cfg = cfg
 	if err := enableForwarding(cfg.Log); err != nil {
 		return nil, err
 	}
-	if err := applyPolicy(cfg, p.servers); err != nil {
+	if err := applyPolicy(cfg, p.names); err != nil {
 		return nil, err
 	}
 	if err := p.takeOver(); err != nil {
@@ -90,6 +96,8 @@ func (p *Pool) takeOver() error {
 	if err != nil {
 		return err
 	}
+	var empty []*Namespace
+	defer func() { p.forget(empty) }()
 	for _, slot := range slots {
 		n := place(p.cfg, slot)
 		if n.fd, err = os.Open(n.Path); err != nil {
@@ -105,6 +113,7 @@ func (p *Pool) takeOver() error {
 			if err := remove(p.cfg.Name, n); err != nil {
 				return err
 			}
+			empty = append(empty, n)
 		}
 	}
 	return nil
@@ -217,41 +226,87 @@ func (p *Pool) Adopt(name string) (*Namespace, error) {
 	return n, nil
 }
 
+// Settle gives back the leftovers that nobody adopted: whatever is in them was started by a
+// process that died before it could write them down, and has been ended.
+func (p *Pool) Settle() {
+	p.mu.Lock()
+	held := p.held
+	p.held = map[string]*Namespace{}
+	p.mu.Unlock()
+	for _, n := range held {
+		p.Put(n)
+	}
+}
+
 // Put gives a namespace back after its last process has ended. It returns at once; the namespace
-// is checked and recycled in the background.
+// is removed in the background.
 func (p *Pool) Put(ns *Namespace) {
 	if ns == nil {
 		return
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.work.Go(func() { p.recycle(ns) })
+	p.gone = append(p.gone, ns)
+	if !p.removing {
+		p.removing = true
+		p.work.Go(p.clear)
+	}
 }
 
-func (p *Pool) recycle(n *Namespace) {
-	occupied, err := n.occupied()
-	quiet := false
-	if err == nil && !occupied {
-		quiet, err = n.quiet()
-	}
-	if err != nil {
-		p.cfg.Log.Warn("look into a used network namespace", "namespace", n.Name, "error", err)
-	}
-	p.mu.Lock()
-	// Room for as many again as are kept ready: those that Get had made meanwhile are there too.
-	if quiet && !p.closed && len(p.ready) < 2*p.cfg.Size {
-		p.ready = append(p.ready, n)
+// clear removes what was given back, one by one: the kernel holds its network lock meanwhile,
+// and a start that needs it waits for one removal at most.
+func (p *Pool) clear() {
+	for {
+		p.mu.Lock()
+		batch := p.gone
+		p.gone = nil
+		if len(batch) == 0 {
+			p.removing = false
+			p.mu.Unlock()
+			return
+		}
 		p.mu.Unlock()
+		for _, n := range batch {
+			if err := remove(p.cfg.Name, n); err != nil {
+				p.cfg.Log.Error("remove a used network namespace", "namespace", n.Name, "error", err)
+			}
+		}
+		p.forget(batch)
+		p.mu.Lock()
+		for _, n := range batch {
+			delete(p.used, n.slot)
+		}
+		p.fill()
+		p.mu.Unlock()
+	}
+}
+
+// forget has the host forget the connections of removed namespaces: what still comes in for one
+// must not reach the next cell with that address.
+func (p *Pool) forget(list []*Namespace) {
+	if len(list) == 0 {
 		return
 	}
-	p.mu.Unlock()
-	if err := remove(p.cfg.Name, n); err != nil {
-		p.cfg.Log.Error("remove a used network namespace", "namespace", n.Name, "error", err)
+	f := former{}
+	for _, n := range list {
+		f[n.Addr] = true
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.used, n.slot)
-	p.fill()
+	if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, f); err != nil {
+		p.cfg.Log.Warn("the connections of former instances could not be forgotten: they time out by themselves", "error", err)
+	}
+}
+
+// former are addresses whose connections are to be forgotten.
+type former map[netip.Addr]bool
+
+// MatchConntrackFlow implements netlink.CustomConntrackFilter.
+func (f former) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
+	for _, ip := range []net.IP{flow.Forward.SrcIP, flow.Forward.DstIP, flow.Reverse.SrcIP} {
+		if a, ok := netip.AddrFromSlice(ip); ok && f[a.Unmap()] {
+			return true
+		}
+	}
+	return false
 }
 
 // Close removes all namespaces that are not handed out. The table stays: cells may go on.
@@ -271,7 +326,7 @@ func (p *Pool) Close() error {
 }
 
 // ResolvConf is the content of /etc/resolv.conf inside.
-func (p *Pool) ResolvConf() []byte { return resolvConf(p.servers) }
+func (p *Pool) ResolvConf() []byte { return resolvConf(p.names.servers) }
 
 // Destroy removes everything of the platform name: links, namespaces, nftables table. What is
 // not there is no error.
