@@ -41,6 +41,10 @@ var configSpec = hclspec.NewObject(map[string]*hclspec.Spec{
 	"netns_pool": hclspec.NewDefault(hclspec.NewAttr("netns_pool", "number", false), hclspec.NewLiteral("4")),
 	// Private networks that instances may reach.
 	"allow_egress": hclspec.NewAttr("allow_egress", "list(string)", false),
+	// Networks that instances never reach: other hosts of the platform with public addresses.
+	"deny_egress": hclspec.NewAttr("deny_egress", "list(string)", false),
+	// How much a persistent instance may write, in MB.
+	"disk_mb": hclspec.NewDefault(hclspec.NewAttr("disk_mb", "number", false), hclspec.NewLiteral("10240")),
 	// Where sealed variables are read, and with which token.
 	"nomad_addr":       hclspec.NewAttr("nomad_addr", "string", false),
 	"nomad_token_file": hclspec.NewAttr("nomad_token_file", "string", false),

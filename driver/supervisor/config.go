@@ -25,6 +25,8 @@ type Config struct {
 	Subnet      string      `codec:"subnet" json:"subnet"`
 	NetnsPool   int         `codec:"netns_pool" json:"netnsPool"`
 	AllowEgress []string    `codec:"allow_egress" json:"allowEgress"`
+	DenyEgress  []string    `codec:"deny_egress" json:"denyEgress"`
+	DiskMB      int         `codec:"disk_mb" json:"diskMB"`
 	Nomad       string      `codec:"nomad_addr" json:"nomadAddr"`
 	NomadToken  string      `codec:"nomad_token_file" json:"nomadTokenFile"`
 	Vault       string      `codec:"vault_addr" json:"vaultAddr"`
@@ -72,6 +74,12 @@ func (c Config) WithDefaults() (Config, error) {
 			*d.setting = d.value
 		}
 	}
+	if c.DiskMB == 0 {
+		c.DiskMB = 10240
+	}
+	if c.DiskMB < 64 {
+		return c, fmt.Errorf("disk_mb is %d: a persistent instance needs a disk of at least 64 MB", c.DiskMB)
+	}
 	if c.NetnsPool <= 0 {
 		c.NetnsPool = 4
 	}
@@ -81,8 +89,10 @@ func (c Config) WithDefaults() (Config, error) {
 	if _, err := c.subnet(); err != nil {
 		return c, err
 	}
-	if _, err := c.egress(); err != nil {
-		return c, err
+	for name, list := range map[string][]string{"allow_egress": c.AllowEgress, "deny_egress": c.DenyEgress} {
+		if _, err := prefixes(name, list); err != nil {
+			return c, err
+		}
 	}
 	for inside, host := range c.Build.Files {
 		if !filepath.IsAbs(inside) || !filepath.IsAbs(host) {
@@ -108,12 +118,13 @@ func (c Config) subnet() (netip.Prefix, error) {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{byte(a >> 24), byte(a >> 16), byte(a >> 8), byte(a)}), 20), nil
 }
 
-func (c Config) egress() ([]netip.Prefix, error) {
+// prefixes reads a setting that is a list of networks.
+func prefixes(name string, list []string) ([]netip.Prefix, error) {
 	var out []netip.Prefix
-	for _, s := range c.AllowEgress {
+	for _, s := range list {
 		p, err := netip.ParsePrefix(s)
 		if err != nil {
-			return nil, fmt.Errorf("allow_egress contains %q: it must be a network such as 10.1.0.0/16", s)
+			return nil, fmt.Errorf("%s contains %q: it must be a network such as 10.1.0.0/16", name, s)
 		}
 		out = append(out, p.Masked())
 	}

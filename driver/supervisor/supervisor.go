@@ -22,6 +22,7 @@ type Options struct {
 	RecordDir    string // what must survive a restart of the supervisor
 	ScratchDir   string // what builds and persistent instances write
 	CacheDir     string // kept between builds
+	DiskMB       int    // for what a persistent instance writes; 0: no limit
 	SuspendAfter time.Duration
 	Build        BuildConfig
 

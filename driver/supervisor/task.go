@@ -135,6 +135,9 @@ func (t *task) launch(ctx context.Context) error {
 		return err
 	}
 	if t.req.Config.Mode == leapcell.TaskPersistent {
+		if err := t.makeDisk(ctx); err != nil {
+			return err
+		}
 		err = t.sup.images.MountWritable(img, rootfs, t.sup.scratch(t.id))
 	} else {
 		err = t.sup.images.Mount(img, rootfs)
@@ -404,7 +407,7 @@ func (t *task) cleanUp() {
 		t.sup.networks.Put(ns)
 	}
 	if t.req.Config.Mode != leapcell.TaskServerless {
-		errs = append(errs, os.RemoveAll(t.sup.scratch(t.id)))
+		errs = append(errs, t.removeScratch())
 	}
 	if err := errors.Join(errs...); err != nil {
 		t.log.Error("clean-up is not complete", "error", err)

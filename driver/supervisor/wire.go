@@ -18,7 +18,11 @@ func wire(cfg Config, log *slog.Logger) (Options, error) {
 	if err != nil {
 		return Options{}, err
 	}
-	egress, err := cfg.egress()
+	allowed, err := prefixes("allow_egress", cfg.AllowEgress)
+	if err != nil {
+		return Options{}, err
+	}
+	denied, err := prefixes("deny_egress", cfg.DenyEgress)
 	if err != nil {
 		return Options{}, err
 	}
@@ -34,7 +38,7 @@ func wire(cfg Config, log *slog.Logger) (Options, error) {
 		return Options{}, fmt.Errorf("image store: %w", err)
 	}
 	pool, err := network.New(network.Config{
-		Name: cfg.Name, Subnet: subnet, Size: cfg.NetnsPool, AllowEgress: egress, Log: log,
+		Name: cfg.Name, Subnet: subnet, Size: cfg.NetnsPool, AllowEgress: allowed, DenyEgress: denied, Log: log,
 	})
 	if err != nil {
 		return Options{}, fmt.Errorf("network: %w", err)
@@ -46,7 +50,7 @@ func wire(cfg Config, log *slog.Logger) (Options, error) {
 	return Options{
 		Group: cfg.Group(), RunDir: cfg.RunDir(),
 		RecordDir: cfg.path("tasks"), ScratchDir: cfg.path("scratch"), CacheDir: cfg.path("caches"),
-		SuspendAfter: cfg.suspendAfter(), Build: cfg.Build,
+		SuspendAfter: cfg.suspendAfter(), Build: cfg.Build, DiskMB: cfg.DiskMB,
 		Images: imageStore{store}, Networks: pools{pool}, Cells: cells{launcher}, Envs: envs,
 		Log: log,
 	}, nil
