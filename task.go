@@ -8,6 +8,8 @@ const (
 	TaskServerless TaskMode = "serverless"
 	TaskPersistent TaskMode = "persistent"
 	TaskBuild      TaskMode = "build"
+	// TaskPrefetch brings the image to the node and ends.
+	TaskPrefetch TaskMode = "prefetch"
 )
 
 // TaskConfig is the config block of a task for the leapcell driver: jobs writes it, the
@@ -38,6 +40,9 @@ type TaskConfig struct {
 // Phases of a build, as the driver reports them in task events: the event's annotation
 // [PhaseAnnotation] holds one of [Building], [Packaging], [Publishing].
 const PhaseAnnotation = "leapcell.phase"
+
+// ReadyAnnotation marks the task event that says that the app listens. [LC3]
+const ReadyAnnotation = "leapcell.ready"
 
 // How the message of a task begins that could not be started: for good, for want of something
 // that may come back, or because the port that Nomad chose is in use, so that only another

@@ -63,6 +63,26 @@ func Running(a *api.AllocationListStub) bool {
 		(a.ClientStatus == api.AllocClientStatusPending || a.ClientStatus == api.AllocClientStatusRunning)
 }
 
+// Ready reports whether the node said that the instance is ready. Nomad keeps the last ten
+// events of a task: one whose start is no longer among them has long been ready.
+func Ready(a *api.AllocationListStub) bool {
+	for _, task := range a.TaskStates {
+		ready := task.State == "running"
+		for _, e := range task.Events {
+			switch {
+			case e.Type == api.TaskReceived || e.Type == api.TaskStarted:
+				ready = false
+			case e.Details[leapcell.ReadyAnnotation] != "":
+				ready = true
+			}
+		}
+		if ready {
+			return true
+		}
+	}
+	return false
+}
+
 // Instance is what the platform calls an allocation. Its address is that of the gate, ""
 // while Nomad has not allotted one.
 func Instance(a *api.AllocationListStub) leapcell.Instance {

@@ -11,18 +11,23 @@ import (
 // what comes while another instance starts.
 const utilization = 0.7
 
-// scaleOutAfter is how long more instances must be needed until they are added. What waits
-// for a first instance is often answered by it within milliseconds once it is there: a
-// burst at a service that was asleep must not start a herd. With the edges' 250 ms between
-// reports, demand that stays is followed within a second. [LI2]
+// scaleOutAfter is how long more instances must be needed until they are added. A burst is
+// often answered within milliseconds by what is there, and must not start a herd. With the
+// edges' 250 ms between reports, demand that stays is followed within a second. [LI2]
+// Demand that comes and goes faster than that shows in the mean over [panicWindow].
 const scaleOutAfter = 750 * time.Millisecond
 
 // Input is what is known about one service.
 type Input struct {
 	Route leapcell.Route
 	Count int // as the job has it
-	Load  int // requests in flight and queued, at all edges
-	Edges int // how many edges report; without any, nothing is known of the load
+	// Load is the number of requests in flight and queued, at all edges.
+	Load int
+	// Demand is Load since an instance is ready, else 0: before that the queue says how many
+	// came, not how many instances they need.
+	Demand int
+	Mean   float64 // of Demand over panicWindow
+	Edges  int     // how many edges report; without any, nothing is known of the load
 
 	// Traffic is the last time that load or a request was seen, or the service woke up, or
 	// this process began to watch.
@@ -41,10 +46,20 @@ type Decision struct {
 }
 
 // Needed is the number of instances that the load asks for, without regard to delays.
-func Needed(r leapcell.Route, load int) int {
+func Needed(r leapcell.Route, load float64) int {
 	perInstance := max(1, float64(r.Concurrency)*utilization)
-	n := int(math.Ceil(float64(load) / perInstance))
+	n := int(math.Ceil(load / perInstance))
 	return min(n, max(1, r.MaxInstances))
+}
+
+// needed is what the load asks for at this moment, and the mean if it asks for more than
+// there is: load that comes and goes is seen by it while it is away.
+func (in Input) needed() int {
+	now := Needed(in.Route, float64(in.Demand))
+	if mean := Needed(in.Route, in.Mean); mean > in.Count {
+		return max(now, mean)
+	}
+	return now
 }
 
 // Decide gives the number of instances that a service should have. It never raises zero:
@@ -57,7 +72,7 @@ func Decide(now time.Time, in Input) Decision {
 	if in.Count == 0 {
 		return keep
 	}
-	needed := max(1, Needed(in.Route, in.Load))
+	needed := max(1, in.needed())
 	if needed > in.Count {
 		return scaleOut(now, in, needed)
 	}
@@ -79,6 +94,9 @@ func Decide(now time.Time, in Input) Decision {
 }
 
 func scaleOut(now time.Time, in Input, needed int) Decision {
+	if mean := Needed(in.Route, in.Mean); mean > in.Count {
+		return Decision{Count: mean, Reason: "more requests in flight over " + panicWindow.String()}
+	}
 	if wait := scaleOutAfter - now.Sub(in.Short); wait > 0 {
 		return Decision{Count: in.Count, Again: wait}
 	}
@@ -88,7 +106,7 @@ func scaleOut(now time.Time, in Input, needed int) Decision {
 // decidePersistent keeps the configured number always on, and scales above it alike. [LI6]
 func decidePersistent(now time.Time, in Input) Decision {
 	least := max(1, in.Route.MinInstances)
-	needed := max(least, Needed(in.Route, in.Load))
+	needed := max(least, in.needed())
 	switch {
 	case in.Count < least:
 		return Decision{Count: needed, Reason: "persistent: fewer than configured"}

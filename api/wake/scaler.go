@@ -51,21 +51,25 @@ type Config struct {
 	Log       *slog.Logger
 }
 
-// Scaler sizes live deployments. Report is safe for concurrent use; Run is called once.
+// Scaler sizes live deployments. Report is safe for concurrent use; Run is called while this
+// process leads, and never twice at a time.
 type Scaler struct {
 	cfg  Config
 	news chan struct{} // of one: something changed
 
 	mu     sync.Mutex
 	edges  map[string]*edge
-	heard  chan struct{}  // closed at the next report
-	counts map[string]int // instances that Nomad wants, by deployment
+	heard  chan struct{}    // closed at the next report
+	counts map[string]count // by deployment
 
 	// Of Run alone.
 	services map[string]*watched // by deployment
 	readAt   time.Time           // of the live deployments
 	unknown  bool                // a deployment was seen that is not among them
 }
+
+// count is how many instances of a deployment Nomad wants, and how many of them are ready.
+type count struct{ wanted, ready int }
 
 // edge is what one edge said last.
 type edge struct {
@@ -81,7 +85,7 @@ func New(cfg Config) *Scaler {
 	}
 	return &Scaler{
 		cfg: cfg, news: make(chan struct{}, 1),
-		edges: map[string]*edge{}, heard: make(chan struct{}), counts: map[string]int{}, services: map[string]*watched{},
+		edges: map[string]*edge{}, heard: make(chan struct{}), counts: map[string]count{}, services: map[string]*watched{},
 	}
 }
 
@@ -173,11 +177,17 @@ func (s *Scaler) watchCounts(ctx context.Context) {
 			continue
 		}
 		index = next
-		counts := map[string]int{}
+		counts := map[string]count{}
 		for _, a := range allocs {
-			if nomad.Running(a) {
-				counts[a.JobID]++
+			if !nomad.Running(a) {
+				continue
 			}
+			n := counts[a.JobID]
+			n.wanted++
+			if nomad.Ready(a) {
+				n.ready++
+			}
+			counts[a.JobID] = n
 		}
 		s.mu.Lock()
 		s.counts = counts
@@ -271,7 +281,7 @@ func (s *Scaler) observe(now time.Time) {
 			w.sawRequests(now, name, svc.Requests)
 		}
 		w.edges = len(s.edges)
-		w.observe(now, s.counts[id], load)
+		w.observe(now, s.counts[id].wanted, s.counts[id].ready, load)
 	}
 }
 

@@ -16,13 +16,14 @@ import (
 
 // cluster is a store and a Nomad of one service.
 type cluster struct {
-	mu      sync.Mutex
-	live    string
-	set     leapcell.Settings
-	count   int
-	index   uint64
-	changed chan struct{}
-	scaled  []string
+	mu       sync.Mutex
+	live     string
+	set      leapcell.Settings
+	count    int
+	starting bool // instances are not ready
+	index    uint64
+	changed  chan struct{}
+	scaled   []string
 }
 
 func newCluster(set leapcell.Settings, count int) *cluster {
@@ -79,7 +80,7 @@ func (c *cluster) WaitAllAllocs(ctx context.Context, index uint64) ([]*api.Alloc
 		if c.index > index {
 			var out []*api.AllocationListStub
 			for i := range c.count {
-				out = append(out, &api.AllocationListStub{ID: fmt.Sprint(i), JobID: c.live, DesiredStatus: "run", ClientStatus: "running"})
+				out = append(out, c.alloc(i))
 			}
 			now := c.index
 			c.mu.Unlock()
@@ -92,6 +93,17 @@ func (c *cluster) WaitAllAllocs(ctx context.Context, index uint64) ([]*api.Alloc
 		case <-ctx.Done():
 			return nil, 0, ctx.Err()
 		}
+	}
+}
+
+func (c *cluster) alloc(i int) *api.AllocationListStub {
+	events := []*api.TaskEvent{{Type: api.TaskReceived}, {Type: api.TaskStarted}}
+	if !c.starting {
+		events = append(events, &api.TaskEvent{Type: "Driver", Details: map[string]string{leapcell.ReadyAnnotation: "true"}})
+	}
+	return &api.AllocationListStub{
+		ID: fmt.Sprint(i), JobID: c.live, DesiredStatus: "run", ClientStatus: "running",
+		TaskStates: map[string]*api.TaskState{"shop-x": {State: "running", Events: events}},
 	}
 }
 
@@ -165,11 +177,48 @@ func TestShortBurstStartsOneInstance(t *testing.T) {
 		report(s, "a", 200, 200)
 		time.Sleep(scaleOutAfter - time.Millisecond)
 		report(s, "a", 0, 200)
-		time.Sleep(scaleOutAfter)
+		time.Sleep(panicWindow)
 		report(s, "a", 200, 400) // the next burst begins anew
 		time.Sleep(scaleOutAfter / 2)
 		report(s, "a", 0, 400)
 		wantCalls(t, c)
+	})
+}
+
+// A crowd waits for an app that starts slowly: how many instances it needs shows only when
+// the first one works.
+func TestCrowdAtASlowStart(t *testing.T) {
+	c := newCluster(leapcell.Settings{Concurrency: 10}, 1)
+	c.starting = true
+	simulate(t, c, func(s *Scaler) {
+		for range 5 {
+			report(s, "a", 200, 200)
+			time.Sleep(2 * time.Second)
+		}
+		wantCalls(t, c)
+		c.mu.Lock()
+		c.starting = false
+		c.mu.Unlock()
+		c.setCount(1) // Nomad tells
+		synctest.Wait()
+		report(s, "a", 20, 200) // most were answered at once
+		time.Sleep(scaleOutAfter)
+		synctest.Wait()
+		wantCalls(t, c, "shop-1=3")
+	})
+}
+
+// Load that is on and off each 400 ms never lasts for scaleOutAfter, but needs four.
+func TestChoppyLoad(t *testing.T) {
+	c := newCluster(leapcell.Settings{Concurrency: 10}, 1)
+	simulate(t, c, func(s *Scaler) {
+		for i := range 20 {
+			report(s, "a", 50*(1-i%2), int64(i))
+			time.Sleep(400 * time.Millisecond)
+		}
+		if got := c.calls(); len(got) == 0 || got[len(got)-1] != "shop-1=4" {
+			t.Errorf("scaled %v", got)
+		}
 	})
 }
 

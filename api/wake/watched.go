@@ -13,6 +13,8 @@ type watched struct {
 	edges    int
 	count    int
 	load     int
+	served   int    // load, if an instance is ready
+	demand   demand // the past of served
 	needed   int
 	short    time.Time // since when more instances than there are were needed; zero: enough
 	traffic  time.Time
@@ -37,7 +39,8 @@ func (w *watched) sawRequests(now time.Time, edge string, n int64) {
 	w.requests[edge] = n
 }
 
-func (w *watched) observe(now time.Time, count, load int) {
+// observe takes in how many instances Nomad wants, how many of them are ready, and the load.
+func (w *watched) observe(now time.Time, count, ready, load int) {
 	if load > 0 || w.load > 0 || count > 0 && w.count == 0 {
 		// The last is an edge's own wake-up: its report may come later.
 		w.traffic = now
@@ -51,7 +54,12 @@ func (w *watched) observe(now time.Time, count, load int) {
 		// long as if the load had asked for them.
 		w.peaks = append(w.peaks, peak{now, count})
 	}
-	if needed := Needed(w.route, load); needed != w.needed {
+	w.served = load
+	if ready == 0 {
+		w.served = 0
+	}
+	w.demand.add(now, w.served)
+	if needed := Needed(w.route, float64(w.served)); needed != w.needed {
 		w.peaks = append(w.peaks, peak{now, w.needed})
 		w.needed = needed
 	}
@@ -67,7 +75,7 @@ func (w *watched) observe(now time.Time, count, load int) {
 }
 
 func (w *watched) input(now time.Time) Input {
-	in := Input{Route: w.route, Count: w.count, Load: w.load, Edges: w.edges, Traffic: w.traffic, Short: w.short}
+	in := Input{Route: w.route, Count: w.count, Load: w.load, Demand: w.served, Mean: w.demand.mean(now), Edges: w.edges, Traffic: w.traffic, Short: w.short}
 	for _, p := range w.peaks {
 		if now.Sub(p.at) < time.Duration(w.route.ScaleInDelay) {
 			in.High = max(in.High, p.n)

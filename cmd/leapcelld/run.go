@@ -26,6 +26,9 @@ import (
 // workspace is the only one so far.
 const workspace = "default"
 
+// scalerLease is the Nomad variable that says which control plane sizes the services.
+const scalerLease = "leapcell/leases/scaler"
+
 // run plugs the control plane together, in the order in which a deployment meets its parts,
 // and serves until ctx ends.
 func run(ctx context.Context, args []string, env func(string) string, stdout io.Writer) (err error) {
@@ -64,6 +67,10 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	if err != nil {
 		return err
 	}
+	id, err := identity(cfg.path("id"))
+	if err != nil {
+		return err
+	}
 	scaler := wake.New(wake.Config{Namespace: cfg.NomadNamespace, Store: db, Nomad: cluster, Log: log})
 	deployer, builder, err := newDeployer(cfg, log, db, cluster, images, pushes, scaler)
 	if err != nil {
@@ -98,7 +105,9 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	work.Go(func() error { return serveRegistry(ctx, images, private, log) })
 	work.Go(func() error { sealer.KeepToken(ctx); return nil })
 	work.Go(func() error { keeper.Run(ctx); return nil })
-	work.Go(func() error { return ignoreCancel(scaler.Run(ctx)) })
+	work.Go(func() error {
+		return ignoreCancel(cluster.Lead(ctx, nomad.Lease{Path: scalerLease, Holder: id, Log: log}, scaler.Run))
+	})
 	work.Go(func() error { return ignoreCancel(deployer.Resume(ctx)) })
 	log.Info("leapcelld is up", "api", public.Addr().String(), "registry", private.Addr().String(), "version", version())
 	return work.Wait()
