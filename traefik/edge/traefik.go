@@ -41,7 +41,7 @@ const (
 	readTimeout = leapcell.MaxStartTimeout + leapcell.HoldGrace + leapcell.RequestTimeout + 30*time.Second
 	// headerBytes is what net/http lets in; the middleware has the contract's limits and
 	// can say which one was passed.
-	headerBytes = 4 * leapcell.MaxHeadersBytes
+	headerBytes = 1 << 20
 )
 
 // front is Traefik as we assemble it: what its own main does, less what we do not use.
@@ -121,6 +121,8 @@ func staticConfig(cfg Config) static.Configuration {
 	point := &static.EntryPoint{Address: cfg.Listen}
 	point.SetDefaults()
 	point.Transport.RespondingTimeouts.ReadTimeout = ptypes.Duration(readTimeout)
+	// Nor may a visitor who takes nothing of an answer keep a place for longer.
+	point.Transport.RespondingTimeouts.WriteTimeout = ptypes.Duration(readTimeout)
 	point.Transport.RespondingTimeouts.IdleTimeout = ptypes.Duration(idleTimeout)
 	point.Transport.LifeCycle.GraceTimeOut = ptypes.Duration(cfg.Drain)
 	point.HTTP.MaxHeaderBytes = headerBytes

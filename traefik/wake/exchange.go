@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httputil"
 	"net/textproto"
@@ -175,6 +176,9 @@ func (x *exchange) writeHead(hasBody bool) error {
 	}
 	if hasBody {
 		writeField(w, "Expect", "100-continue")
+		if x.call.expects {
+			writeField(w, leapcell.HeaderExpect, "100-continue")
+		}
 	}
 	w.WriteString("\r\n")
 	return w.Flush() // bufio keeps the first error
@@ -194,18 +198,21 @@ func writeField(w stringWriter, name, value string) {
 	w.WriteString("\r\n")
 }
 
-// passInformation passes a 103 on.
+// passInformation passes an interim answer on, Early Hints for example. What is set already
+// belongs to the final one.
 func (x *exchange) passInformation(resp *http.Response) {
+	if !x.r.ProtoAtLeast(1, 1) {
+		return // HTTP/1.0 does not know them
+	}
 	head := x.w.Header()
+	final := maps.Clone(head)
+	clear(head)
 	dropHopByHop(resp.Header)
 	dropPlatform(resp.Header)
-	for name, values := range resp.Header {
-		head[name] = values
-	}
+	maps.Copy(head, resp.Header)
 	x.w.WriteHeader(resp.StatusCode)
-	for name := range resp.Header {
-		delete(head, name)
-	}
+	clear(head)
+	maps.Copy(head, final)
 }
 
 // passAnswer passes the final answer on, streaming.
@@ -220,11 +227,17 @@ func (x *exchange) passAnswer(resp *http.Response, hasBody bool) result {
 	if x.call.cold || timing != "" {
 		x.w.Header().Add("Server-Timing", coldPhases(x.call, x.slot, parseTiming(timing), firstByte).String())
 	}
+	if hasBody && x.r.ProtoMajor == 1 && (x.body == nil || !x.body.read.Load()) {
+		// The answer came first: what follows on the visitor's connection is not known to
+		// be a request. And net/http would wait for the rest before it sends the answer.
+		x.w.Header()["Connection"] = []string{"close"}
+	}
 	x.answered = true
 	x.w.WriteHeader(resp.StatusCode)
 	if err := x.copyBody(resp); err != nil {
 		return x.fail(err)
 	}
+	dropPlatform(resp.Trailer)
 	for name, values := range resp.Trailer {
 		for _, v := range values {
 			x.w.Header().Add(http.TrailerPrefix+name, v)
@@ -264,9 +277,13 @@ func (x *exchange) copyBody(resp *http.Response) error {
 	if flusher != nil && resp.ContentLength != 0 && x.conn.r.Buffered() == 0 {
 		flusher.Flush() // the head of an event stream may be all there is for long
 	}
-	for {
+	pace := pacer{visitor: http.NewResponseController(x.w)}
+	for first := true; ; first = false {
 		n, err := resp.Body.Read(buf[:])
 		if n > 0 {
+			if !first || resp.ContentLength < 0 {
+				pace.begin()
+			}
 			if _, werr := x.w.Write(buf[:n]); werr != nil {
 				return werr
 			}
@@ -279,17 +296,45 @@ func (x *exchange) copyBody(resp *http.Response) error {
 		}
 		if flusher != nil && x.conn.r.Buffered() == 0 {
 			flusher.Flush()
+			pace.rest()
 		}
+	}
+}
+
+// stallTimeout is how long a visitor may take nothing of an answer that is ready for it: who
+// stalls would keep a place on the instance.
+const stallTimeout = time.Minute
+
+// pacer sets a deadline while an answer is being written, and lifts it while there is
+// nothing to write: over HTTP/2 it would end the answer then. Where a middleware hides the
+// connection it does nothing.
+type pacer struct {
+	visitor *http.ResponseController
+	armed   time.Time
+}
+
+func (p *pacer) begin() {
+	if now := time.Now(); now.Sub(p.armed) > stallTimeout/16 {
+		p.armed = now
+		_ = p.visitor.SetWriteDeadline(now.Add(stallTimeout))
+	}
+}
+
+func (p *pacer) rest() {
+	if !p.armed.IsZero() {
+		p.armed = time.Time{}
+		_ = p.visitor.SetWriteDeadline(time.Time{})
 	}
 }
 
 // refuseBroken answers a request whose connection to the gate failed after it was sent.
 func (x *exchange) refuseBroken() {
-	if x.body != nil {
-		if tooBig := (*http.MaxBytesError)(nil); errors.As(x.body.readErr(), &tooBig) {
-			x.w.WriteHeader(http.StatusRequestEntityTooLarge)
-			return
-		}
+	if x.r.ProtoMajor == 1 && x.body != nil && !x.body.read.Load() {
+		x.w.Header()["Connection"] = []string{"close"}
+	}
+	if x.body != nil && x.body.malformed.Load() {
+		refuseBody.write(x.w, x.r)
+		return
 	}
 	refuseCrashed.write(x.w, x.r)
 }
@@ -341,30 +386,41 @@ func (x *exchange) switchProtocols(resp *http.Response, protocol string) result 
 
 // bodyWriter sends the visitor's body while the answer may come already.
 type bodyWriter struct {
-	finished chan struct{}
-	failed   atomic.Pointer[error]
+	finished  chan struct{}
+	read      atomic.Bool // to its end
+	malformed atomic.Bool // it could not be read
+	written   bool        // all of it; once finished
 }
+
+// answerTimeout is how long an answer may take once the gate stopped reading the body.
+const answerTimeout = 5 * time.Second
 
 func startBody(conn *gateConn, r *http.Request) *bodyWriter {
 	b := &bodyWriter{finished: make(chan struct{})}
 	// What it needs is taken now: it may outlive the request by a moment.
-	body, trailer, chunked := r.Body, r.Trailer, r.ContentLength < 0
-	length := r.ContentLength
+	body, trailer, length := r.Body, r.Trailer, r.ContentLength
 	go func() {
 		defer close(b.finished)
-		if err := writeBody(conn, body, length, chunked, trailer); err != nil {
-			b.failed.Store(&err)
-			conn.Close() // whoever reads the answer learns it
+		switch err := b.write(conn, body, length, trailer); {
+		case err == nil:
+			b.written = true
+		case b.malformed.Load():
+			conn.Close() // the gate must not take the half for the whole; whoever reads the answer learns it
+		default:
+			// The gate hung up, having answered without reading everything: the answer is
+			// there to be read.
+			conn.SetReadDeadline(time.Now().Add(answerTimeout))
 		}
 	}()
 	return b
 }
 
-func writeBody(conn *gateConn, body io.Reader, length int64, chunked bool, trailer http.Header) error {
+func (b *bodyWriter) write(conn *gateConn, body io.Reader, length int64, trailer http.Header) error {
 	buf := buffers.Get().(*[32 << 10]byte)
 	defer buffers.Put(buf)
 	var w io.Writer = conn.w
 	var chunks io.WriteCloser
+	chunked := length < 0
 	if chunked {
 		chunks = httputil.NewChunkedWriter(conn.w)
 		w = chunks
@@ -374,6 +430,16 @@ func writeBody(conn *gateConn, body io.Reader, length int64, chunked bool, trail
 	var sent int64
 	for {
 		n, err := body.Read(buf[:])
+		if err == io.EOF && !chunked && sent+int64(n) != length {
+			err = io.ErrUnexpectedEOF
+		}
+		switch {
+		case err == io.EOF, !chunked && sent+int64(n) == length:
+			b.read.Store(true)
+		case err != nil:
+			b.malformed.Store(true)
+			return err
+		}
 		if n > 0 {
 			if _, werr := w.Write(buf[:n]); werr != nil {
 				return werr
@@ -383,17 +449,11 @@ func writeBody(conn *gateConn, body io.Reader, length int64, chunked bool, trail
 			}
 			sent += int64(n)
 		}
-		if err == io.EOF {
+		if b.read.Load() {
 			break
-		}
-		if err != nil {
-			return err
 		}
 	}
 	if !chunked {
-		if sent != length {
-			return io.ErrUnexpectedEOF
-		}
 		return nil
 	}
 	chunks.Close()
@@ -410,16 +470,8 @@ func writeBody(conn *gateConn, body io.Reader, length int64, chunked bool, trail
 func (b *bodyWriter) done() bool {
 	select {
 	case <-b.finished:
-		return b.failed.Load() == nil
+		return b.written
 	default:
 		return false
 	}
-}
-
-// readErr is why sending failed, if it did.
-func (b *bodyWriter) readErr() error {
-	if err := b.failed.Load(); err != nil {
-		return *err
-	}
-	return nil
 }

@@ -80,6 +80,9 @@ func New(cfg Config) *Handler {
 // ServeHTTP answers one request.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	arrived := time.Now()
+	if dubiousFraming(r) {
+		w.Header()["Connection"] = []string{"close"}
+	}
 	if no := checkLimits(r); no != nil {
 		no.write(w, r)
 		return

@@ -26,6 +26,7 @@ var (
 	refuseNoSlot      = &refusal{status: http.StatusServiceUnavailable, text: leapcell.TextQueueFull, again: true}
 	refuseNotReady    = &refusal{status: http.StatusGatewayTimeout, text: leapcell.TextStartTimeout, again: true}
 	refuseStartFailed = &refusal{status: http.StatusBadGateway, text: leapcell.TextStartFailed}
+	refuseBody        = &refusal{status: http.StatusBadRequest, text: "The request body is not well-formed"}
 	refuseCrashed     = &refusal{status: http.StatusBadGateway, text: leapcell.TextCrashed}
 )
 

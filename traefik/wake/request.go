@@ -41,6 +41,9 @@ func checkLimits(r *http.Request) *refusal {
 	const separators = len(": \r\n")
 	sum := len("Host") + len(r.Host) + separators
 	for name, values := range r.Header {
+		if addedHere(name) {
+			continue
+		}
 		for _, v := range values {
 			size := len(name) + len(v) + separators
 			if size > leapcell.MaxHeaderBytes {
@@ -55,6 +58,25 @@ func checkLimits(r *http.Request) *refusal {
 	return nil
 }
 
+// addedHere reports whether the entry point or we set the header, and put off what a visitor
+// sent under that name: it does not count against the visitor's limits.
+func addedHere(name string) bool {
+	switch name {
+	case "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Port", "X-Forwarded-Server",
+		"X-Real-Ip", headerRequestID:
+		return true
+	}
+	return false
+}
+
+// dubiousFraming reports whether another server in the chain may see the end of the request
+// elsewhere: a chunked one may have had a Content-Length as well, one of HTTP/1.0 a
+// Transfer-Encoding. Go's server removes what it does not follow, so that this cannot be seen
+// any more; RFC 9112 (6.1) wants the connection closed after both.
+func dubiousFraming(r *http.Request) bool {
+	return r.ProtoMajor == 1 && (len(r.TransferEncoding) > 0 || !r.ProtoAtLeast(1, 1))
+}
+
 // prepare makes the visitor's headers what an app may rely on [RQ7]. The X-Forwarded
 // headers of untrusted visitors were removed by the entry point already. What was between
 // the visitor and the edge only is taken off and noted in c, as far as it matters.
@@ -64,6 +86,7 @@ func prepare(r *http.Request, c *call) {
 	for _, t := range head["Te"] {
 		c.trailers = c.trailers || strings.EqualFold(strings.TrimSpace(t), "trailers")
 	}
+	c.expects = len(head["Expect"]) > 0 // the server refuses other values than 100-continue
 	dropHopByHop(head)
 	delete(head, "Expect")
 	delete(head, "Content-Length") // the request has it as a field of its own

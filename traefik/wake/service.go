@@ -31,6 +31,7 @@ type call struct {
 
 	protocol string // the visitor wants to change to, "" for none
 	trailers bool   // the visitor understands trailers
+	expects  bool   // the visitor waits for "100 Continue"
 }
 
 // until is when the call is no longer held. [RQ5]
