@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/nomad/api"
@@ -163,7 +164,7 @@ func (d *Deployer) prune(svc leapcell.Service) {
 			continue
 		}
 		if kept++; kept > d.cfg.Keep && kept <= d.cfg.Keep+5 { // the older ones are gone since before
-			d.quiet(dep.ID, d.cfg.Nomad.Stop(d.ctx, dep.ID, true))
+			d.quiet(dep.ID, d.remove(d.ctx, dep.ID))
 		}
 	}
 }
@@ -246,6 +247,10 @@ func (d *Deployer) tidy() {
 		return
 	}
 	for _, job := range registered {
+		if of, ok := strings.CutPrefix(job.ID, leapcell.PrefetchPrefix); ok {
+			d.tidyPrefetch(job.ID, of)
+			continue
+		}
 		dep, err := d.cfg.Store.Deployment(d.ctx, job.ID)
 		switch {
 		case leapcell.ErrorCode(err) == leapcell.CodeNotFound && job.Stop:
