@@ -188,3 +188,9 @@ func JobID(service string, n int) string { return fmt.Sprintf("%s-%d", service, 
 
 // BuildJobID is the Nomad batch job that builds deployment number n of a service.
 func BuildJobID(service string, n int) string { return fmt.Sprintf("build-%s-%d", service, n) }
+
+// PrefetchPrefix begins the names of the jobs that bring images to nodes.
+const PrefetchPrefix = "prefetch-"
+
+// PrefetchJobID is the Nomad job that brings the image of a deployment to every node.
+func PrefetchJobID(deployment string) string { return PrefetchPrefix + deployment }

@@ -47,7 +47,8 @@ func TestGolden(t *testing.T) {
 			Output:      "127.0.0.1:8401/shop-default-a1b2c3d4/app:7",
 			Caches:      []string{"/root/.cache/pip"}, MemoryMB: 4096, CPUs: 2, Timeout: 10 * time.Minute,
 		}),
-		"route": Route("leapcell", svc, dep),
+		"prefetch": Prefetch(PrefetchSpec{Namespace: "leapcell", Service: svc, Deployment: dep}),
+		"route":    Route("leapcell", svc, dep),
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := json.MarshalIndent(compact(t, made), "", "  ")

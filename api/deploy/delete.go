@@ -85,8 +85,10 @@ func (d *Deployer) workersOf(serviceID string) (out []*worker) {
 }
 
 func (d *Deployer) forget(ctx context.Context, dep leapcell.Deployment) error {
-	if err := d.cfg.Nomad.Stop(ctx, leapcell.BuildJobID(dep.Service, dep.Number), true); err != nil {
-		return err
+	for _, job := range []string{leapcell.BuildJobID(dep.Service, dep.Number), leapcell.PrefetchJobID(dep.ID)} {
+		if err := d.cfg.Nomad.Stop(ctx, job, true); err != nil {
+			return err
+		}
 	}
 	if err := d.remove(ctx, dep.ID); err != nil {
 		return err

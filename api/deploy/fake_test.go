@@ -44,6 +44,7 @@ type world struct {
 	forgot  []string
 	stopped []string // allocations by StopAlloc
 	builds  int      // registered
+	fetched []*api.Job
 
 	// What tests change.
 	build  func(w *world, a *api.AllocationListStub, dep leapcell.Deployment) // runs the build
@@ -57,6 +58,8 @@ type world struct {
 	asked  chan struct{} // told when a gate that is held was asked
 	held   chan struct{} // gates answer when it is closed; nil: at once
 	linger bool          // instances that were told to stop go on running
+	nodes  int           // that read images
+	reads  string        // how reading an image stands on each: a client status
 }
 
 type fakeJob struct {
@@ -72,6 +75,7 @@ func newWorld(t *testing.T) *world {
 		t: t, dir: t.TempDir(), svc: map[string]leapcell.Service{}, deps: map[string]leapcell.Deployment{},
 		env: map[string]int{}, applied: map[string]int{}, jobs: map[string]*fakeJob{}, vars: map[string]string{},
 		images: map[string]string{}, index: 10, changed: make(chan struct{}), logs: map[string]string{}, asked: make(chan struct{}, 100),
+		nodes: 2, reads: api.AllocClientStatusComplete,
 		build: goodBuild, start: func(*world, *api.AllocationListStub) {},
 		tree: source.Tree{Names: map[string]bool{"go.mod": true}, Files: 1},
 	}
@@ -187,6 +191,17 @@ func (w *world) newAlloc(id string, j *fakeJob) *api.AllocationListStub {
 	return a
 }
 
+// fetchOnNodes runs a prefetch job. The caller holds mu.
+func (w *world) fetchOnNodes(j *fakeJob) {
+	for n := range w.nodes {
+		j.allocs = append(j.allocs, &api.AllocationListStub{
+			ID: fmt.Sprintf("fetch-%d", n), JobID: *j.job.ID, DesiredStatus: api.AllocDesiredStatusRun, ClientStatus: w.reads,
+		})
+	}
+	w.fetched = append(w.fetched, j.job)
+	w.bump()
+}
+
 // running is "job=count" of all jobs that have instances.
 func (w *world) running() (out []string) {
 	w.mu.Lock()
@@ -204,7 +219,7 @@ func (w *world) registered() (out []string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for id, j := range w.jobs {
-		if !j.stopped() {
+		if !j.stopped() && *j.job.Type != api.JobTypeSysbatch { // those come and go beside the deployment
 			out = append(out, id)
 		}
 	}
@@ -422,6 +437,10 @@ func (v *view) Register(ctx context.Context, job *api.Job) error {
 		v.jobs[*job.ID] = j
 		if *job.Type == api.JobTypeService {
 			v.scaleTo(*job.ID, j, *job.TaskGroups[0].Count)
+			return nil
+		}
+		if *job.Type == api.JobTypeSysbatch {
+			v.fetchOnNodes(j)
 			return nil
 		}
 		v.builds++

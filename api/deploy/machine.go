@@ -192,10 +192,13 @@ func (d *Deployer) removeJobs(dep leapcell.Deployment, state leapcell.State, w *
 		if err := d.cfg.Nomad.Stop(ctx, leapcell.BuildJobID(dep.Service, dep.Number), true); err != nil {
 			return err
 		}
-		switch {
-		case state == leapcell.Live:
+		if state == leapcell.Live {
 			return nil
-		case state == leapcell.Superseded && !dep.LiveAt.IsZero():
+		}
+		if err := d.cfg.Nomad.Stop(ctx, leapcell.PrefetchJobID(dep.ID), true); err != nil {
+			return err
+		}
+		if state == leapcell.Superseded && !dep.LiveAt.IsZero() {
 			return d.scaleDown(ctx, dep.ID)
 		}
 		return d.remove(ctx, dep.ID)

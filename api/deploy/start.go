@@ -34,6 +34,7 @@ func (d *Deployer) bringUp(ctx context.Context, svc leapcell.Service, dep leapce
 	if err != nil {
 		return err
 	}
+	d.prefetch(ctx, svc, dep)
 	if err := d.patiently(ctx, w, func(ctx context.Context) error { return d.runService(ctx, svc, dep) }); err != nil {
 		return err
 	}

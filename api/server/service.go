@@ -50,9 +50,11 @@ func (s *Server) newService(name string, settings leapcell.Settings) (leapcell.S
 		return leapcell.Service{}, err
 	}
 	// The build job of deployment 1 of "x" has the ID that deployment 1 of a service
-	// "build-x" would have.
-	if strings.HasPrefix(name, "build-") {
-		return leapcell.Service{}, leapcell.Errorf(leapcell.CodeInvalid, "the name %q cannot be used: names that start with build- are the platform's", name)
+	// "build-x" would have; the same holds for "prefetch-x".
+	for _, prefix := range []string{"build-", leapcell.PrefetchPrefix} {
+		if strings.HasPrefix(name, prefix) {
+			return leapcell.Service{}, leapcell.Errorf(leapcell.CodeInvalid, "the name %q cannot be used: names that start with %s are the platform's", name, prefix)
+		}
 	}
 	if err := settings.Validate(); err != nil {
 		return leapcell.Service{}, err

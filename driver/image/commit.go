@@ -61,7 +61,12 @@ func (s *Store) Commit(ctx context.Context, base *Image, r Result, output string
 		return "", 0, s.plain(fmt.Errorf("package what the build wrote: %w", err))
 	}
 	progress(leapcell.Packaging, fmt.Sprintf("%d files, %.1f MB", layer.entries, float64(layer.size)/1e6))
-	img, err := s.compose(ctx, base, r, layer)
+	from, err := s.link(registryOf(base.Ref))
+	if err != nil {
+		return "", 0, err
+	}
+	defer from.Close()
+	img, err := s.compose(ctx, from, base, r, layer)
 	if err != nil {
 		return "", 0, s.explain(err, base.Ref)
 	}
@@ -70,9 +75,12 @@ func (s *Store) Commit(ctx context.Context, base *Image, r Result, output string
 		return "", 0, err
 	}
 	progress(leapcell.Publishing, "to "+to.Name())
-	if err := s.patiently(ctx, func() error {
-		return remote.Write(to, img, s.remoteOptions(ctx, to.RegistryStr())...)
-	}); err != nil {
+	there, err := s.link(to.RegistryStr())
+	if err != nil {
+		return "", 0, err
+	}
+	defer there.Close()
+	if err := s.patiently(ctx, func() error { return remote.Write(to, img, there.options(ctx)...) }); err != nil {
 		return "", 0, s.explain(err, output)
 	}
 	layers, err := img.Layers()
@@ -91,12 +99,12 @@ func (s *Store) Commit(ctx context.Context, base *Image, r Result, output string
 }
 
 // compose is the base as its registry has it, with the layer and the configuration on top.
-func (s *Store) compose(ctx context.Context, base *Image, r Result, layer *upperLayer) (v1.Image, error) {
-	ref, err := s.parse(base.Ref)
+func (s *Store) compose(ctx context.Context, from *link, base *Image, r Result, layer *upperLayer) (v1.Image, error) {
+	ref, err := name.NewDigest(base.Ref, s.nameOptions(base.Ref)...)
 	if err != nil {
-		return nil, err
+		return nil, leapcell.Errorf(leapcell.CodeInvalid, "image %q: registry/repository@sha256:… is needed", base.Ref)
 	}
-	img, err := remote.Image(ref, s.remoteOptions(ctx, ref.RegistryStr())...)
+	img, err := remote.Image(ref, append(from.options(ctx), remote.WithPlatform(platform))...)
 	if err != nil {
 		return nil, err
 	}
@@ -135,7 +143,7 @@ type upperLayer struct {
 func newLayer(ctx context.Context, r Result) (*upperLayer, error) {
 	l := &upperLayer{ctx: ctx, result: r, skip: slices.Clone(excluded)}
 	for _, e := range r.Exclude {
-		c, err := clean(e)
+		c, err := clean(strings.TrimLeft(e, "/"))
 		if err != nil {
 			return nil, err
 		}
@@ -315,7 +323,7 @@ func addXattrs(h *tar.Header, file string) error {
 		return fmt.Errorf("read the attributes of %s: %w", h.Name, err)
 	}
 	for attr := range strings.SplitSeq(strings.TrimRight(string(list[:n]), "\x00"), "\x00") {
-		if attr != "security.capability" && !strings.HasPrefix(attr, "user.") {
+		if !keptXattr(attr) {
 			continue
 		}
 		value := make([]byte, 64<<10)

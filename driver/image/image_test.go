@@ -82,122 +82,6 @@ func needRoot(t testing.TB) {
 	}
 }
 
-func unpackInto(t testing.TB, files ...file) (string, error) {
-	t.Helper()
-	needRoot(t)
-	target := filepath.Join(t.TempDir(), "layer")
-	if err := os.Mkdir(target, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	_, err := Unpack(t.Context(), bytes.NewReader(archive(t, files...)), target, DefaultLimits)
-	return target, err
-}
-
-func TestUnpack(t *testing.T) {
-	target, err := unpackInto(t,
-		dir("./"), dir("bin"), file{name: "bin/app", text: "hello", mode: 0o4755, uid: 7},
-		file{name: "bin/again", kind: tar.TypeLink, link: "bin/app"}, file{name: "sh", kind: tar.TypeSymlink, link: "/bin/app"},
-		file{name: "deep/er/file", text: "x"}, file{name: "old", text: "1"}, file{name: "old", text: "2"},
-		file{name: "dev/null", kind: tar.TypeChar}, file{name: "capable", text: "x", pax: map[string]string{
-			"SCHILY.xattr.user.note": "kept", "SCHILY.xattr.trusted.overlay.opaque": "y",
-		}},
-	)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var st unix.Stat_t
-	if err := unix.Lstat(filepath.Join(target, "bin/app"), &st); err != nil {
-		t.Fatal(err)
-	}
-	if st.Uid != 7 || st.Mode&0o7777 != 0o4755 || st.Nlink != 2 {
-		t.Errorf("bin/app: uid %d, mode %o, %d links; want 7, 4755, 2", st.Uid, st.Mode, st.Nlink)
-	}
-	for name, want := range map[string]string{"deep/er/file": "x", "old": "2"} {
-		if b, err := os.ReadFile(filepath.Join(target, name)); err != nil || string(b) != want {
-			t.Errorf("%s holds %q (%v), want %q", name, b, err, want)
-		}
-	}
-	if link, err := os.Readlink(filepath.Join(target, "sh")); err != nil || link != "/bin/app" {
-		t.Errorf("sh leads to %q (%v)", link, err)
-	}
-	if _, err := os.Lstat(filepath.Join(target, "dev/null")); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("a device was made: %v", err)
-	}
-	buf := make([]byte, 16)
-	if n, err := unix.Lgetxattr(filepath.Join(target, "capable"), "user.note", buf); err != nil || string(buf[:n]) != "kept" {
-		t.Errorf("user.note is %q (%v)", buf[:max(n, 0)], err)
-	}
-	if _, err := unix.Lgetxattr(filepath.Join(target, "capable"), opaqueXattr, buf); err == nil {
-		t.Error("an attribute of overlay was taken from the layer")
-	}
-}
-
-func TestUnpackHostile(t *testing.T) {
-	tests := map[string][]file{
-		"parent":                {{name: "../evil", text: "x"}},
-		"parent within":         {{name: "a/../../evil", text: "x"}},
-		"whiteout of parent":    {{name: "a/.wh...", text: ""}},
-		"empty whiteout":        {{name: ".wh.", text: ""}},
-		"through relative link": {{name: "out", kind: tar.TypeSymlink, link: ".."}, {name: "out/evil", text: "x"}},
-		"through absolute link": {{name: "out", kind: tar.TypeSymlink, link: "/"}, {name: "out/evil", text: "x"}},
-		"whiteout through link": {{name: "out", kind: tar.TypeSymlink, link: ".."}, {name: "out/.wh.evil"}},
-		"opaque through link":   {{name: "out", kind: tar.TypeSymlink, link: ".."}, {name: "out/.wh..wh..opq"}},
-		"folder through link":   {{name: "out", kind: tar.TypeSymlink, link: ".."}, dir("out/evil")},
-		"hard link out":         {{name: "evil", kind: tar.TypeLink, link: "../secret"}},
-		"hard link by a link":   {{name: "out", kind: tar.TypeSymlink, link: ".."}, {name: "evil", kind: tar.TypeLink, link: "out/secret"}},
-		"block device":          {{name: "disk", kind: tar.TypeBlock}},
-		"whiteout device":       {{name: "x", kind: tar.TypeChar}},
-	}
-	for what, files := range tests {
-		t.Run(what, func(t *testing.T) {
-			target, err := unpackInto(t, files...)
-			if leapcell.ErrorCode(err) != leapcell.CodeUnprocessable {
-				t.Errorf("error is %v, want unprocessable", err)
-			}
-			around, err := os.ReadDir(filepath.Dir(target))
-			if err != nil || len(around) != 1 {
-				t.Errorf("something was written beside the layer: %v (%v)", around, err)
-			}
-		})
-	}
-}
-
-func TestUnpackLimits(t *testing.T) {
-	needRoot(t)
-	layer := archive(t, file{name: "a", text: strings.Repeat("x", 4096)}, file{name: "b", text: "x"})
-	for _, limits := range []Limits{{Bytes: 100, Entries: 10}, {Bytes: 1 << 20, Entries: 1}} {
-		if _, err := Unpack(t.Context(), bytes.NewReader(layer), t.TempDir(), limits); leapcell.ErrorCode(err) != leapcell.CodeUnprocessable {
-			t.Errorf("limits %+v: error is %v, want unprocessable", limits, err)
-		}
-	}
-}
-
-func TestUnpackTruncated(t *testing.T) {
-	needRoot(t)
-	layer := archive(t, file{name: "a", text: strings.Repeat("x", 4096)})
-	if _, err := Unpack(t.Context(), bytes.NewReader(layer[:2000]), t.TempDir(), DefaultLimits); err == nil {
-		t.Error("half a layer is taken")
-	}
-}
-
-// FuzzUnpack looks for layers that reach out of their folder or bring the unpacker down.
-func FuzzUnpack(f *testing.F) {
-	needRoot(f)
-	f.Add(archive(f, dir("a"), file{name: "a/b", text: "x"}, file{name: "a/.wh.c"}, file{name: ".wh..wh..opq"}))
-	f.Add(archive(f, file{name: "out", kind: tar.TypeSymlink, link: ".."}, file{name: "out/evil", text: "x"}, file{name: "l", kind: tar.TypeLink, link: "out"}))
-	f.Fuzz(func(t *testing.T, layer []byte) {
-		outer := t.TempDir()
-		target := filepath.Join(outer, "layer")
-		if err := os.Mkdir(target, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		Unpack(t.Context(), bytes.NewReader(layer), target, Limits{Bytes: 1 << 20, Entries: 100})
-		if around, err := os.ReadDir(outer); err != nil || len(around) != 1 {
-			t.Errorf("something was written beside the layer: %v (%v)", around, err)
-		}
-	})
-}
-
 // testRegistry counts what is asked of it.
 type testRegistry struct {
 	host  string
@@ -263,7 +147,16 @@ func packed(t testing.TB, how compression.Compression, files ...file) v1.Layer {
 func newStore(t testing.TB) *Store {
 	t.Helper()
 	needRoot(t)
-	s, err := New(Config{Dir: filepath.Join(t.TempDir(), "store"), Patience: 300 * time.Millisecond})
+	return openStore(t, Config{Dir: filepath.Join(t.TempDir(), "store"), Patience: 300 * time.Millisecond})
+}
+
+// openStore opens a store that speaks plain HTTP to the test's registries, unless told otherwise.
+func openStore(t testing.TB, cfg Config) *Store {
+	t.Helper()
+	if cfg.Registries == nil {
+		cfg.Registries = func(string) Registry { return Registry{Insecure: true} }
+	}
+	s, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -327,7 +220,7 @@ func TestPullAndMount(t *testing.T) {
 	if err := s.Mount(img, root); err != nil {
 		t.Fatal(err)
 	}
-	defer Unmount(root)
+	defer s.Unmount(root)
 	got := slices.Sorted(maps.Keys(tree(t, root)))
 	want := []string{".", "d", "d/high", "dev", "etc", "etc/hostname", "etc/hosts", "etc/passwd", "etc/resolv.conf", "kept", "proc", "sys", "tmp"}
 	if !slices.Equal(got, want) {
@@ -349,7 +242,7 @@ func TestPullAndMount(t *testing.T) {
 		}
 	}
 	for range 2 {
-		if err := Unmount(root); err != nil {
+		if err := s.Unmount(root); err != nil {
 			t.Error(err)
 		}
 	}
@@ -369,11 +262,7 @@ func TestPullOnce(t *testing.T) {
 	before := r.seen.Load()
 	pull(t, s, ref)
 	s.Close()
-	again, err := New(s.cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	img := pull(t, again, ref)
+	img := pull(t, openStore(t, s.cfg), ref)
 	if r.seen.Load() != before {
 		t.Error("an image that is there was asked for")
 	}
@@ -392,9 +281,7 @@ func TestNewCleansUp(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := New(s.cfg); err != nil {
-		t.Fatal(err)
-	}
+	openStore(t, s.cfg).Close()
 	for _, d := range []string{half, unknown} {
 		if _, err := os.Stat(d); err == nil {
 			t.Errorf("%s is left", d)
@@ -420,7 +307,8 @@ func TestPullErrors(t *testing.T) {
 		ref  string
 		want leapcell.Code
 	}{
-		"no digest":     {r.host + "/app:1", leapcell.CodeInvalid},
+		"bad name":      {r.host + "/App", leapcell.CodeInvalid},
+		"bad digest":    {r.host + "/app@sha256:12", leapcell.CodeInvalid},
 		"not there":     {host + "@sha256:" + strings.Repeat("b", 64), leapcell.CodeNotFound},
 		"no registry":   {"127.0.0.1:1/app@sha256:" + strings.Repeat("b", 64), leapcell.CodeUnavailable},
 		"other content": {r.push(t, lying{gzipped(t, file{name: "a", text: "2"})}), leapcell.CodeUnprocessable},
@@ -436,24 +324,6 @@ func TestPullErrors(t *testing.T) {
 	}
 }
 
-func TestDiskFull(t *testing.T) {
-	needRoot(t)
-	small := t.TempDir()
-	if err := unix.Mount("tmpfs", small, "tmpfs", 0, "size=256k"); err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Unmount(small, unix.MNT_DETACH)
-	s, err := New(Config{Dir: small})
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := newRegistry(t)
-	_, err = s.Pull(t.Context(), r.push(t, gzipped(t, file{name: "a", text: strings.Repeat("x", 1<<20)})))
-	if leapcell.ErrorCode(err) != leapcell.CodeUnavailable || !strings.Contains(leapcell.ErrorMessage(err), "no space left on the disk of "+small) {
-		t.Errorf("error is %v, want one that names the full disk", err)
-	}
-}
-
 func TestManyLayers(t *testing.T) {
 	r, s := newRegistry(t), newStore(t)
 	var layers []v1.Layer
@@ -465,7 +335,7 @@ func TestManyLayers(t *testing.T) {
 	if err := s.Mount(img, root); err != nil {
 		t.Fatal(err)
 	}
-	defer Unmount(root)
+	defer s.Unmount(root)
 	if n := len(tree(t, root)); n != 120+9 {
 		t.Errorf("the image holds %d names, want 129", n)
 	}
@@ -504,10 +374,10 @@ func TestCommit(t *testing.T) {
 	if err := s.MountWritable(base, root, scratch); err != nil {
 		t.Fatal(err)
 	}
-	defer Unmount(root)
+	defer s.Unmount(root)
 	build(t, root)
 	merged := tree(t, root)
-	if err := Unmount(root); err != nil {
+	if err := s.Unmount(root); err != nil {
 		t.Fatal(err)
 	}
 	result := Result{Upper: Upper(scratch), Exclude: []string{"/cache", "/etc/pip.conf"}, Cmd: []string{"bash", "-c", "./new"}, WorkDir: "/app", Env: []string{"A=b"}}
@@ -581,7 +451,7 @@ func BenchmarkMount(b *testing.B) {
 				b.Fatal(err)
 			}
 			b.StopTimer()
-			if err := Unmount(root); err != nil {
+			if err := s.Unmount(root); err != nil {
 				b.Fatal(err)
 			}
 			b.StartTimer()
@@ -593,7 +463,7 @@ func BenchmarkMount(b *testing.B) {
 				b.Fatal(err)
 			}
 			b.StopTimer()
-			if err := Unmount(root); err != nil {
+			if err := s.Unmount(root); err != nil {
 				b.Fatal(err)
 			}
 			b.StartTimer()
@@ -614,7 +484,7 @@ func BenchmarkUnpack(b *testing.B) {
 	layer := archive(b, files...)
 	b.SetBytes(int64(len(layer)))
 	for b.Loop() {
-		if _, err := Unpack(b.Context(), bytes.NewReader(layer), b.TempDir(), DefaultLimits); err != nil {
+		if _, err := Unpack(b.Context(), "sha256:1234", bytes.NewReader(layer), b.TempDir(), DefaultLimits); err != nil {
 			b.Fatal(err)
 		}
 	}

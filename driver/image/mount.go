@@ -1,14 +1,20 @@
 package image
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/leapcell/leapcell"
 )
 
 // mountPoints is the folder of a layer that lies on top of every image: the folders and files
@@ -45,12 +51,16 @@ func (s *Store) makeMountPoints() error {
 	return os.Rename(temp, final)
 }
 
-// Mount mounts img read-only at dir, which is made when missing.
+// Mount mounts img read-only at dir, which is made when missing. The image stays on this node until
+// [Store.Unmount] of dir, also over a restart of this process.
 func (s *Store) Mount(img *Image, dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return s.plain(err)
 	}
-	return s.overlay(img, dir, nil, "", unix.MS_RDONLY)
+	return s.claimed(img, dir, func() error {
+		// Setuid bits have no effect in cells anyway, which have no_new_privs.
+		return s.overlay(img, dir, nil, "", unix.MS_RDONLY|unix.MS_NOSUID)
+	})
 }
 
 // MountWritable mounts img at dir; what is written goes to folders made in scratch, which must be
@@ -62,13 +72,135 @@ func (s *Store) MountWritable(img *Image, dir, scratch string) error {
 			return s.plain(err)
 		}
 	}
-	// The upper folder must be a plain difference, since it becomes a layer.
-	above := []string{upper, work}
-	err := s.overlay(img, dir, above, ",index=off,metacopy=off,redirect_dir=off,volatile", 0)
-	if errors.Is(err, unix.EINVAL) { // volatile came with Linux 5.10
-		err = s.overlay(img, dir, above, ",index=off,metacopy=off,redirect_dir=off", 0)
+	return s.claimed(img, dir, func() error {
+		// The upper folder must be a plain difference, since it becomes a layer.
+		above := []string{upper, work}
+		err := s.overlay(img, dir, above, ",index=off,metacopy=off,redirect_dir=off,volatile", 0)
+		if errors.Is(err, unix.EINVAL) { // volatile came with Linux 5.10
+			err = s.overlay(img, dir, above, ",index=off,metacopy=off,redirect_dir=off", 0)
+		}
+		return err
+	})
+}
+
+// claimed mounts an image that cannot be collected from before the mount on.
+func (s *Store) claimed(img *Image, dir string, mount func() error) error {
+	if err := s.claim(img, dir); err != nil {
+		return err
+	}
+	err := mount()
+	if err != nil {
+		s.release(dir)
 	}
 	return err
+}
+
+// claim notes that img is mounted at dir: here, and on disk as a symbolic link that leads to
+// "<digest> <dir>", which is one system call and there as a whole or not at all.
+func (s *Store) claim(img *Image, dir string) error {
+	digest, _ := digestOf(img.Ref)
+	s.mu.Lock()
+	e, ok := s.known[digest]
+	if !ok {
+		s.mu.Unlock()
+		return leapcell.Errorf(leapcell.CodeUnavailable, "the image %s was removed from this node before it was mounted: start again", img.Ref)
+	}
+	e.mounts++
+	former, again := s.mounts[dir]
+	s.mounts[dir] = digest
+	if again { // unmounted by somebody else
+		s.unuse(former)
+	}
+	s.mu.Unlock()
+	err := os.Symlink(digest+" "+dir, s.claimFile(dir))
+	if errors.Is(err, fs.ErrExist) {
+		if err = os.Remove(s.claimFile(dir)); err == nil {
+			err = os.Symlink(digest+" "+dir, s.claimFile(dir))
+		}
+	}
+	if err != nil {
+		s.release(dir)
+		return s.plain(err)
+	}
+	return nil
+}
+
+func (s *Store) claimFile(dir string) string {
+	sum := sha256.Sum256([]byte(dir))
+	return s.path("mounts", hex.EncodeToString(sum[:16]))
+}
+
+// release undoes claim.
+func (s *Store) release(dir string) {
+	s.mu.Lock()
+	digest, ok := s.mounts[dir]
+	delete(s.mounts, dir)
+	if ok {
+		s.unuse(digest)
+	}
+	s.mu.Unlock()
+	if !ok {
+		return
+	}
+	if err := os.Remove(s.claimFile(dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.cfg.Log.Warn("the end of a mount could not be noted: its image stays until the next start", "folder", dir, "error", err)
+	}
+}
+
+// unuse ends one use of an image. The caller holds mu.
+func (s *Store) unuse(digest string) {
+	if e, ok := s.known[digest]; ok {
+		e.mounts--
+		e.used = time.Now()
+	}
+}
+
+// loadMounts takes over what a former process mounted and is mounted still.
+func (s *Store) loadMounts() error {
+	claims, err := os.ReadDir(s.path("mounts"))
+	if err != nil || len(claims) == 0 {
+		return err
+	}
+	mounted, err := mountPointsOf("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range claims {
+		text, err := os.Readlink(s.path("mounts", c.Name()))
+		digest, dir, ok := strings.Cut(text, " ")
+		if err != nil || !ok || !mounted[dir] {
+			if err := os.Remove(s.path("mounts", c.Name())); err != nil {
+				return err
+			}
+			continue
+		}
+		s.mounts[dir] = digest
+		if e, ok := s.known[digest]; ok {
+			e.mounts++
+			continue
+		}
+		s.strange = true
+		s.cfg.Log.Warn("an image is mounted that the store does not know: layers without an image stay until the next start", "image", digest, "folder", dir)
+	}
+	return nil
+}
+
+// mountPointsOf reads the mount points of a mountinfo file.
+func mountPointsOf(file string) (map[string]bool, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	plain := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+	out := map[string]bool{}
+	for line := range strings.Lines(string(text)) {
+		if fields := strings.Fields(line); len(fields) > 4 {
+			out[plain.Replace(fields[4])] = true
+		}
+	}
+	return out, nil
 }
 
 // Upper is the folder in scratch that holds what was written to a [Store.MountWritable].
@@ -99,26 +231,34 @@ func (s *Store) overlay(img *Image, dir string, above []string, options string, 
 
 // open opens folders and gives names for them that hold until done.
 func open(dirs []string) (names []string, done func(), err error) {
-	var files []*os.File
+	var files []int
 	done = func() {
-		for _, f := range files {
-			f.Close()
+		for _, fd := range files {
+			unix.Close(fd)
 		}
 	}
 	for _, d := range dirs {
-		f, err := os.Open(d)
+		fd, err := unix.Open(d, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			done()
-			return nil, nil, err
+			return nil, nil, &fs.PathError{Op: "open", Path: d, Err: err}
 		}
-		files = append(files, f)
-		names = append(names, fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+		files = append(files, fd)
+		names = append(names, "/proc/self/fd/"+strconv.Itoa(fd))
 	}
 	return names, done, nil
 }
 
 // Unmount undoes [Store.Mount] and [Store.MountWritable]; a dir that is not mounted or not there is no error.
-func Unmount(dir string) error {
+func (s *Store) Unmount(dir string) error {
+	if err := unmount(dir); err != nil {
+		return err
+	}
+	s.release(dir)
+	return nil
+}
+
+func unmount(dir string) error {
 	err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
 	if err == unix.EBUSY { // some process still looks: it goes when that does
 		err = unix.Unmount(dir, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)

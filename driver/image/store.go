@@ -1,26 +1,21 @@
 package image
 
 import (
-	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"io/fs"
 	"log/slog"
-	"net"
-	"net/http"
+	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/authn"
-	"github.com/google/go-containerregistry/pkg/name"
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/singleflight"
 	"golang.org/x/sys/unix"
 
@@ -30,23 +25,46 @@ import (
 // Config is what a [Store] needs to know.
 type Config struct {
 	Dir string // of the store; made when missing
-	// Credentials says how to log in to a registry; user "" is nobody. insecure allows plain HTTP.
-	Credentials func(registryHost string) (user, pass string, insecure bool)
+	// Registries gives the settings of a registry, as [Registries] reads them from a file. Nil is
+	// nobody, by HTTPS, everywhere.
+	Registries func(host string) Registry
 	// Patience is how long a registry may be away, which is restarted with the control
 	// plane; default 30 seconds.
 	Patience time.Duration
+	Collect  Collect
 	Log      *slog.Logger
 }
 
 // Store is the images of one node.
 type Store struct {
-	cfg     Config
-	images  singleflight.Group // by digest
-	layers  singleflight.Group // by diff ID
-	persist sync.WaitGroup     // images on their way to disk
+	cfg    Config
+	limits Limits
+	disk   func(dir string) (usage, error)
+	images singleflight.Group // by digest
+	layers singleflight.Group // by diff ID
+	slots  chan struct{}      // one for each layer that is being unpacked
+	work   sync.WaitGroup     // in the background
+	end    chan struct{}      // closed when the store is
+	wake   chan struct{}      // of the collector; has room for one
+	once   sync.Once
 
-	mu    sync.Mutex
-	known map[string]*Image // by digest
+	collecting sync.Mutex // held over a round
+	token      string     // in the file "owner", as long as no other process has opened the store
+	strange    bool       // something is mounted that is not known: no unknown layer may go
+
+	mu        sync.Mutex
+	known     map[string]*entry // by digest
+	tags      map[string]string // digests by full reference with tag, as last seen
+	layerRefs map[string]int    // by hex of the diff ID: of known images and of pulls
+	mounts    map[string]string // digests by mount point
+}
+
+// entry is an image of the store. Its fields are guarded by the store's mu.
+type entry struct {
+	img    Image
+	layers []string // hex of the diff IDs, all of them
+	mounts int
+	used   time.Time // last asked for or unmounted
 }
 
 // Image is a pulled image, ready to be mounted.
@@ -60,14 +78,23 @@ type Image struct {
 
 // stored is an Image on disk: with the names of its layers, so that the store can be moved.
 type stored struct {
-	Layers  []string `json:"layers"` // hex of the diff IDs
+	Ref     string   `json:"ref,omitempty"` // by which it was pulled
+	Tag     string   `json:"tag,omitempty"` // and the tag, if it was one
+	Layers  []string `json:"layers"`        // hex of the diff IDs
 	Env     []string `json:"env,omitempty"`
 	WorkDir string   `json:"workDir,omitempty"`
 	Cmd     []string `json:"cmd,omitempty"`
+	Boot    string   `json:"boot,omitempty"` // of the machine, while the layers may not be on disk
 }
 
-// New opens the store in cfg.Dir and removes what a killed process left half done. One process
-// at a time may have it open.
+// The folders of a store. An image goes from pending to images when the data of its layers has
+// reached the disk; what is in pending is good until the machine is booted again. Layers that no
+// image has, and everything in tmp, are rubbish of a killed process.
+var folders = []string{"tmp", "layers", "images", "pending", "mounts"}
+
+// New opens the store in cfg.Dir, takes over the mounts of a former process, and removes what a
+// killed one left half done. A process that has it open still must not mount or pull any more; it
+// can unmount. Close it.
 func New(cfg Config) (*Store, error) {
 	if !filepath.IsAbs(cfg.Dir) {
 		return nil, leapcell.Errorf(leapcell.CodeInvalid, "image store %q: an absolute path is needed", cfg.Dir)
@@ -75,308 +102,326 @@ func New(cfg Config) (*Store, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	if cfg.Credentials == nil {
-		cfg.Credentials = func(string) (string, string, bool) { return "", "", false }
+	if cfg.Registries == nil {
+		cfg.Registries = func(string) Registry { return Registry{} }
 	}
 	if cfg.Patience == 0 {
 		cfg.Patience = 30 * time.Second
 	}
-	s := &Store{cfg: cfg, known: map[string]*Image{}}
-	if err := os.RemoveAll(s.path("tmp")); err != nil {
+	s := &Store{
+		cfg: cfg, limits: DefaultLimits, disk: diskUsage,
+		slots: make(chan struct{}, max(2, runtime.NumCPU())), end: make(chan struct{}), wake: make(chan struct{}, 1),
+		known: map[string]*entry{}, tags: map[string]string{}, layerRefs: map[string]int{}, mounts: map[string]string{},
+	}
+	if err := s.open(); err != nil {
 		return nil, s.plain(err)
 	}
-	for _, dir := range []string{"tmp", "layers", "images"} {
-		if err := os.MkdirAll(s.path(dir), 0o700); err != nil {
-			return nil, s.plain(err)
-		}
-	}
-	if err := s.load(); err != nil {
-		return nil, s.plain(err)
-	}
-	if err := s.makeMountPoints(); err != nil {
-		return nil, s.plain(err)
+	if cfg.Collect.on() {
+		s.work.Go(s.collector)
 	}
 	return s, nil
+}
+
+func (s *Store) open() error {
+	rubbish, err := s.sweepAside()
+	if err != nil {
+		return err
+	}
+	for _, dir := range folders {
+		if err := os.MkdirAll(s.path(dir), 0o700); err != nil {
+			return err
+		}
+	}
+	if err := s.own(); err != nil {
+		return err
+	}
+	if err := s.load("images", ""); err != nil {
+		return err
+	}
+	if err := s.load("pending", bootID()); err != nil {
+		return err
+	}
+	if err := s.loadMounts(); err != nil {
+		return err
+	}
+	unknown, err := s.setAsideUnknown()
+	if err != nil {
+		return err
+	}
+	if rubbish = append(rubbish, unknown...); len(rubbish) > 0 {
+		s.work.Go(func() { s.remove(rubbish) })
+	}
+	return s.makeMountPoints()
+}
+
+// own says to a former process that has the store open still, because it has requests to finish,
+// that it is not to remove images any more: it does not know what this one mounts.
+func (s *Store) own() error {
+	s.token = rand.Text()
+	temp := s.path("tmp", "owner")
+	if err := os.WriteFile(temp, []byte(s.token), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(temp, s.path("owner"))
+}
+
+func (s *Store) isOwner() bool {
+	token, err := os.ReadFile(s.path("owner"))
+	return err == nil && string(token) == s.token
 }
 
 func (s *Store) path(parts ...string) string {
 	return filepath.Join(append([]string{s.cfg.Dir}, parts...)...)
 }
 
-// load reads the images on disk and removes the layers that none of them has: an image is
-// written after the data of its layers has reached the disk, so others may be incomplete.
-func (s *Store) load() error {
-	files, err := os.ReadDir(s.path("images"))
+// sweepAside renames the temporary folder of a former process: instances wait to be taken
+// over, and what is in it may take a while to remove.
+func (s *Store) sweepAside() ([]string, error) {
+	if err := os.MkdirAll(s.cfg.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	aside := s.path("old-" + time.Now().UTC().Format("20060102T150405.000000000"))
+	if err := os.Rename(s.path("tmp"), aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	files, err := os.ReadDir(s.cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	var all []string
+	for _, f := range files {
+		if strings.HasPrefix(f.Name(), "old-") {
+			all = append(all, s.path(f.Name()))
+		}
+	}
+	return all, nil
+}
+
+// setAsideUnknown moves layers that no image has out of the way.
+func (s *Store) setAsideUnknown() ([]string, error) {
+	if s.strange {
+		return nil, nil
+	}
+	layers, err := os.ReadDir(s.path("layers"))
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var aside []string
+	for _, l := range layers {
+		if l.Name() != mountPoints && s.layerRefs[l.Name()] == 0 {
+			aside = s.setAside(l.Name(), aside)
+		}
+	}
+	return aside, nil
+}
+
+func (s *Store) remove(dirs []string) {
+	for _, d := range dirs {
+		if err := os.RemoveAll(d); err != nil {
+			s.cfg.Log.Warn("a folder of the image store could not be removed: it is tried again at the next start", "folder", d, "error", err)
+		}
+	}
+}
+
+// load reads the images in a folder; those of another boot than the one asked for are gone with it.
+func (s *Store) load(folder, boot string) error {
+	files, err := os.ReadDir(s.path(folder))
 	if err != nil {
 		return err
 	}
-	wanted := map[string]bool{mountPoints: true}
 	for _, f := range files {
-		var on stored
-		text, err := os.ReadFile(s.path("images", f.Name()))
-		if err == nil {
-			err = json.Unmarshal(text, &on)
-		}
-		img := &Image{Env: on.Env, WorkDir: on.WorkDir, Cmd: on.Cmd}
-		for _, l := range on.Layers {
-			img.Layers = append(img.Layers, s.path("layers", l))
-			if _, missing := os.Stat(s.path("layers", l)); err == nil {
-				err = missing
-			}
+		on, used, err := s.readImage(folder, f.Name())
+		if err == nil && on.Boot != boot {
+			err = errors.New("the machine was restarted before it was safe on disk")
 		}
 		if err != nil {
 			s.cfg.Log.Warn("an image in the store cannot be read: it will be pulled again", "file", f.Name(), "error", err)
-			if err := os.Remove(s.path("images", f.Name())); err != nil {
+			if err := os.Remove(s.path(folder, f.Name())); err != nil {
 				return err
 			}
 			continue
 		}
-		for _, l := range on.Layers {
-			wanted[l] = true
+		digest := "sha256:" + strings.TrimSuffix(f.Name(), ".json")
+		s.mu.Lock()
+		s.know(digest, on, used)
+		s.mu.Unlock()
+		if folder == "pending" {
+			s.work.Go(func() { s.settle(digest) })
 		}
-		s.known["sha256:"+strings.TrimSuffix(f.Name(), ".json")] = img
 	}
-	layers, err := os.ReadDir(s.path("layers"))
+	return nil
+}
+
+func (s *Store) readImage(folder, file string) (on stored, used time.Time, err error) {
+	text, err := os.ReadFile(s.path(folder, file))
+	if err != nil {
+		return on, used, err
+	}
+	if err := json.Unmarshal(text, &on); err != nil {
+		return on, used, err
+	}
+	for _, l := range on.Layers {
+		if _, err := os.Stat(s.path("layers", l)); err != nil {
+			return on, used, err
+		}
+	}
+	info, err := os.Stat(s.path(folder, file))
+	if err != nil {
+		return on, used, err
+	}
+	return on, info.ModTime(), nil
+}
+
+// know puts an image among the known ones. The caller holds mu.
+func (s *Store) know(digest string, on stored, used time.Time) *entry {
+	if e, ok := s.known[digest]; ok {
+		return e
+	}
+	e := &entry{layers: on.Layers, used: used, img: Image{Ref: on.Ref, Env: on.Env, WorkDir: on.WorkDir, Cmd: on.Cmd}}
+	for _, l := range on.Layers {
+		s.layerRefs[l]++
+		if s.isOpaque(l) { // overlay itself does not look at the root of a layer
+			e.img.Layers = nil
+		}
+		e.img.Layers = append(e.img.Layers, s.path("layers", l))
+	}
+	s.known[digest] = e
+	if on.Tag != "" {
+		s.tags[on.Tag] = digest
+	}
+	return e
+}
+
+// isOpaque reports whether a layer deletes everything below it.
+func (s *Store) isOpaque(layer string) bool {
+	value := make([]byte, 8)
+	n, err := unix.Lgetxattr(s.path("layers", layer), opaqueXattr, value)
+	return err == nil && string(value[:n]) == "y"
+}
+
+// Close ends the collector and waits until everything pulled is safe on disk. Mounts stay.
+func (s *Store) Close() error {
+	s.once.Do(func() { close(s.end) })
+	s.work.Wait()
+	if s.isOwner() {
+		s.noteUse()
+	}
+	return nil
+}
+
+// add makes a pulled image known. It outlives a kill of this process from here on, and
+// a crash of the machine from a moment later on.
+func (s *Store) add(digest string, on stored) (*Image, error) {
+	on.Boot = bootID()
+	if err := s.write("pending", digest, on); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	e := s.know(digest, on, time.Now())
+	img := e.img
+	s.mu.Unlock()
+	s.work.Go(func() { s.settle(digest) })
+	select {
+	case s.wake <- struct{}{}: // the disk may be fuller than it should be
+	default:
+	}
+	return &img, nil
+}
+
+func (s *Store) write(folder, digest string, on stored) error {
+	text, err := json.Marshal(on)
 	if err != nil {
 		return err
 	}
-	for _, l := range layers {
-		if !wanted[l.Name()] {
-			if err := os.RemoveAll(s.path("layers", l.Name())); err != nil {
-				return err
-			}
-		}
+	temp := s.path("tmp", folder+fileName(digest))
+	if err := os.WriteFile(temp, text, 0o600); err != nil {
+		return err
 	}
-	return nil
+	return os.Rename(temp, s.path(folder, fileName(digest)))
 }
 
-// Close waits until everything pulled is safe on disk.
-func (s *Store) Close() error {
-	s.persist.Wait()
-	return nil
-}
-
-// pullLimit bounds one pull, which goes on when the caller that began it has left: others may wait for it.
-const pullLimit = 15 * time.Minute
-
-// Pull makes the image ref, which carries a digest, ready on this node. One that is there
-// already costs no network.
-func (s *Store) Pull(ctx context.Context, ref string) (*Image, error) {
-	digest, err := s.parse(ref)
-	if err != nil {
-		return nil, err
-	}
-	if img, ok := s.find(digest.DigestStr()); ok {
-		img.Ref = ref
-		return img, nil
-	}
-	result := s.images.DoChan(digest.DigestStr(), func() (any, error) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pullLimit)
-		defer cancel()
-		var img *Image
-		err := s.patiently(ctx, func() (err error) {
-			img, err = s.pull(ctx, digest)
+// settle brings the data of an image to the disk, then its file where it counts for good.
+func (s *Store) settle(digest string) {
+	err := func() error {
+		on, _, err := s.readImage("pending", fileName(digest))
+		if err != nil {
 			return err
-		})
-		return img, err
-	})
-	select {
-	case r := <-result:
-		if r.Err != nil {
-			return nil, s.explain(r.Err, ref)
 		}
-		img := *r.Val.(*Image)
-		img.Ref = ref
-		return &img, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
+		on.Boot = ""
+		if err := s.write("tmp", digest, on); err != nil {
+			return err
+		}
+		dir, err := os.Open(s.path("layers"))
+		if err != nil {
+			return err
+		}
+		defer dir.Close()
+		if err := unix.Syncfs(int(dir.Fd())); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.known[digest] == nil {
+			return os.Remove(s.path("tmp", fileName(digest))) // collected meanwhile
+		}
+		if err := os.Rename(s.path("tmp", fileName(digest)), s.path("images", fileName(digest))); err != nil {
+			return err
+		}
+		return os.Remove(s.path("pending", fileName(digest)))
+	}()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		// It works until the machine restarts, and is pulled again then.
+		s.cfg.Log.Warn("an image could not be noted on disk", "image", digest, "error", err)
 	}
+}
+
+func fileName(digest string) string { return strings.TrimPrefix(digest, "sha256:") + ".json" }
+
+// bootID is the kernel's name for the time since the machine was started.
+var bootID = sync.OnceValue(func() string {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return fmt.Sprintf("process %d", os.Getpid()) // good for as long as this process lives
+	}
+	return strings.TrimSpace(string(id))
+})
+
+// digestOf is what a reference has after its "@".
+func digestOf(ref string) (string, bool) {
+	i := strings.LastIndex(ref, "@sha256:")
+	if i < 0 {
+		return "", false
+	}
+	return ref[i+1:], true
 }
 
 func (s *Store) find(digest string) (*Image, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	img, ok := s.known[digest]
+	e, ok := s.known[digest]
 	if !ok {
 		return nil, false
 	}
-	found := *img
-	return &found, true
+	e.used = time.Now()
+	img := e.img
+	return &img, true
 }
 
-func (s *Store) parse(ref string) (name.Digest, error) {
-	digest, err := name.NewDigest(ref, s.nameOptions(ref)...)
-	if err != nil {
-		return name.Digest{}, leapcell.Errorf(leapcell.CodeInvalid, "image %q: registry/repository@sha256:… is needed", ref)
-	}
-	return digest, nil
-}
-
-// nameOptions allow plain HTTP to the registries that may be spoken to so.
-func (s *Store) nameOptions(ref string) []name.Option {
-	host, _, _ := strings.Cut(ref, "/")
-	if _, _, insecure := s.cfg.Credentials(host); insecure {
-		return []name.Option{name.Insecure}
-	}
-	return nil
-}
-
-func (s *Store) remoteOptions(ctx context.Context, host string) []remote.Option {
-	options := []remote.Option{remote.WithContext(ctx), remote.WithJobs(2), remote.WithUserAgent("leapcell-node")}
-	if user, pass, _ := s.cfg.Credentials(host); user != "" {
-		options = append(options, remote.WithAuth(&authn.Basic{Username: user, Password: pass}))
-	}
-	return options
-}
-
-// pull fetches and unpacks what is missing.
-func (s *Store) pull(ctx context.Context, digest name.Digest) (*Image, error) {
-	img, err := remote.Image(digest, s.remoteOptions(ctx, digest.RegistryStr())...)
-	if err != nil {
-		return nil, err
-	}
-	config, err := img.ConfigFile()
-	if err != nil {
-		return nil, err
-	}
-	layers, err := img.Layers()
-	if err != nil {
-		return nil, err
-	}
-	if len(layers) != len(config.RootFS.DiffIDs) {
-		return nil, leapcell.Errorf(leapcell.CodeUnprocessable, "image %s has %d layers but names %d", digest, len(layers), len(config.RootFS.DiffIDs))
-	}
-	on := stored{Env: config.Config.Env, WorkDir: config.Config.WorkingDir, Cmd: config.Config.Cmd}
-	out := &Image{Ref: digest.String(), Env: on.Env, WorkDir: on.WorkDir, Cmd: on.Cmd}
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(2)
-	for i, layer := range layers {
-		id := config.RootFS.DiffIDs[i]
-		on.Layers = append(on.Layers, id.Hex)
-		out.Layers = append(out.Layers, s.path("layers", id.Hex))
-		group.Go(func() error { return s.ensureLayer(ctx, id, layer) })
-	}
-	if err := group.Wait(); err != nil {
-		return nil, err
+// tagged notes what a tag was found to be.
+func (s *Store) tagged(tag, digest string) {
+	if tag == "" {
+		return
 	}
 	s.mu.Lock()
-	s.known[digest.DigestStr()] = out
-	s.mu.Unlock()
-	s.persist.Go(func() {
-		if err := s.save(digest.DigestStr(), on); err != nil {
-			// It works until the next start of this process, which pulls it again.
-			s.cfg.Log.Warn("an image could not be noted on disk", "image", digest.String(), "error", err)
-		}
-	})
-	return out, nil
+	defer s.mu.Unlock()
+	s.tags[tag] = digest
 }
 
-// save writes the image's file after the data of its layers is on disk.
-func (s *Store) save(digest string, on stored) error {
-	dir, err := os.Open(s.path("layers"))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	if err := unix.Syncfs(int(dir.Fd())); err != nil {
-		return err
-	}
-	text, err := json.Marshal(on)
-	if err != nil {
-		return err
-	}
-	hex := strings.TrimPrefix(digest, "sha256:")
-	temp := s.path("tmp", hex+".json")
-	if err := os.WriteFile(temp, text, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(temp, s.path("images", hex+".json"))
-}
-
-// ensureLayer unpacks a layer unless it is there.
-func (s *Store) ensureLayer(ctx context.Context, id v1.Hash, layer v1.Layer) error {
-	_, err, _ := s.layers.Do(id.Hex, func() (any, error) {
-		if _, err := os.Stat(s.path("layers", id.Hex)); err == nil {
-			return nil, nil
-		}
-		return nil, s.unpackLayer(ctx, id, layer)
-	})
-	return err
-}
-
-func (s *Store) unpackLayer(ctx context.Context, id v1.Hash, layer v1.Layer) (err error) {
-	temp, err := os.MkdirTemp(s.path("tmp"), "layer")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.RemoveAll(temp))
-		}
-	}()
-	stream, err := layer.Compressed() // checks the digest at its end
-	if err != nil {
-		return err
-	}
-	defer stream.Close()
-	got, err := Unpack(ctx, stream, temp, DefaultLimits)
-	if err != nil {
-		return err
-	}
-	if got != id.String() {
-		return leapcell.Errorf(leapcell.CodeUnprocessable, "a layer of the image is not what the image says: its content is %s instead of %s", got, id)
-	}
-	return os.Rename(temp, s.path("layers", id.Hex))
-}
-
-// patiently repeats op while the registry cannot be reached, or breaks off.
-func (s *Store) patiently(ctx context.Context, op func() error) error {
-	end := time.Now().Add(s.cfg.Patience)
-	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
-		err := op()
-		if !isAway(err) || time.Now().After(end) {
-			return err
-		}
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-			return err
-		}
-	}
-}
-
-// isAway reports whether err is of a registry that may be back in a moment.
-func isAway(err error) bool {
-	var broken *net.OpError
-	var answer *transport.Error
-	return errors.As(err, &broken) || errors.Is(err, io.ErrUnexpectedEOF) ||
-		errors.As(err, &answer) && (answer.StatusCode == http.StatusBadGateway || answer.StatusCode == http.StatusServiceUnavailable)
-}
-
-// plain puts a full disk in plain words.
-func (s *Store) plain(err error) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		return leapcell.Wrap(leapcell.CodeUnavailable, err, fmt.Sprintf("no space left on the disk of %s: free some or move the state folder", s.cfg.Dir))
-	}
-	return err
-}
-
-// explain makes errors of pulls and pushes readable for operators.
-func (s *Store) explain(err error, ref string) error {
-	err = s.plain(err)
-	var known *leapcell.Error
-	if errors.As(err, &known) || errors.Is(err, context.Canceled) {
-		return err
-	}
-	host, _, _ := strings.Cut(ref, "/")
-	var answer *transport.Error
-	switch {
-	case errors.As(err, &answer) && answer.StatusCode == 404:
-		return leapcell.Wrap(leapcell.CodeNotFound, err, fmt.Sprintf("the image %s is not in its registry", ref))
-	case errors.As(err, &answer) && (answer.StatusCode == 401 || answer.StatusCode == 403):
-		return leapcell.Wrap(leapcell.CodeForbidden, err, fmt.Sprintf("the registry %s refuses this node's credentials", host))
-	case errors.As(err, &answer):
-		return leapcell.Wrap(leapcell.CodeUnavailable, err, fmt.Sprintf("the registry %s answered with status %d", host, answer.StatusCode))
-	}
-	return leapcell.Wrap(leapcell.CodeUnavailable, err, fmt.Sprintf("the image %s could not be transferred", ref))
+// Digests are the digests of all images that are here, sorted.
+func (s *Store) Digests() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Sorted(maps.Keys(s.known))
 }

@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bufio"
 	"bytes"
-	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -14,9 +13,12 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
+	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 
@@ -25,12 +27,24 @@ import (
 
 // Limits bound what one layer may unpack to.
 type Limits struct {
-	Bytes   int64
-	Entries int
+	Bytes   int64 // of its files together
+	Entries int   // files and folders
+	// Ratio is how many bytes may come out of each byte that was transferred, over all. The first
+	// Slack bytes are free, because an image may hold an empty database file.
+	Ratio, Slack int64
+
+	image *atomic.Int64 // bytes left for all layers of the image; nil without such a limit
 }
 
 // DefaultLimits are those of the largest image that the platform takes.
-var DefaultLimits = Limits{Bytes: 10 << 30, Entries: 2_000_000}
+var DefaultLimits = Limits{Bytes: 10 << 30, Entries: 2_000_000, Ratio: 200, Slack: 256 << 20}
+
+const (
+	maxName    = 4096     // bytes of a path, as the kernel has it
+	maxPart    = 255      // bytes between two slashes
+	maxFolders = 64 << 20 // bytes of the names of all folders, which are kept in memory
+	maxXattr   = 64 << 10 // bytes of a value, as the kernel has it
+)
 
 // whiteout marks in layers, and their form in overlay file systems.
 const (
@@ -43,56 +57,88 @@ const (
 
 // Unpack writes the layer in r, compressed or not, into the empty folder dir, in the form that
 // overlay takes: deleted files are character devices 0:0, replaced folders are marked opaque. It gives
-// the digest of the uncompressed layer. Layers are not trusted: whatever would reach out of dir, make
-// a device or go over the limits is an error with [leapcell.CodeUnprocessable].
-func Unpack(ctx context.Context, r io.Reader, dir string, limits Limits) (digest string, err error) {
-	plain, closePlain, err := decompress(bufio.NewReaderSize(r, 64<<10))
+// the digest of the uncompressed layer. name is what errors call the layer.
+//
+// Layers are not trusted. Refused with [leapcell.CodeUnprocessable] and the entry's name is what would
+// reach out of dir, absolute names, devices outside of /dev (a cell has its own there), whiteouts of
+// nothing or with something in them, hard links to anything but a file of the same layer, owners and names that
+// the kernel has not, and whatever goes over the limits. Taken are named pipes, setuid bits (cells
+// have no_new_privs and read-only images are mounted nosuid), names in any encoding, and entries that
+// replace earlier ones. Left out are the devices in /dev and extended attributes but user.* and
+// security.capability.
+func Unpack(ctx context.Context, name string, r io.Reader, dir string, limits Limits) (digest string, err error) {
+	in := &source{ctx: ctx, r: r}
+	u := &unpacker{layer: name, in: in, limits: limits, dirs: map[string]time.Time{}, buffer: make([]byte, 128<<10)}
+	plain, closePlain, err := decompress(bufio.NewReaderSize(in, 64<<10))
 	if err != nil {
-		return "", hostile("it is not a layer: %v", err)
+		return "", u.judge(fmt.Errorf("it is not compressed as it says: %w", err))
 	}
 	defer closePlain()
-	root, err := os.OpenRoot(dir)
-	if err != nil {
+	if u.root, err = os.OpenRoot(dir); err != nil {
 		return "", err
 	}
-	defer root.Close()
-	hash := sha256.New()
-	u := &unpacker{root: root, limits: limits, dirs: map[string]time.Time{}}
+	defer u.root.Close()
 	defer u.forget()
-	// Padding may follow the archive's end: it counts for the digest and, when compressed, for the limit.
-	all := io.TeeReader(&bounded{ctx: ctx, r: plain, left: limits.Bytes + int64(limits.Entries)*2048}, hash)
+	hash := sha256.New()
+	// Padding may follow the archive's end: it counts for the digest and for the limits.
+	all := io.TeeReader(&bounded{u: u, r: plain, left: limits.Bytes + int64(limits.Entries)*2048}, hash)
 	if err := u.unpack(tar.NewReader(all)); err != nil {
-		return "", err
+		return "", u.judge(err)
 	}
-	if _, err := io.Copy(io.Discard, all); err != nil {
-		return "", err
+	if _, err := io.CopyBuffer(io.Discard, all, u.buffer); err != nil {
+		return "", u.judge(err)
 	}
 	if err := u.finish(); err != nil {
-		return "", err
+		return "", u.judge(err)
 	}
 	return "sha256:" + hex.EncodeToString(hash.Sum(nil)), nil
 }
 
-func hostile(format string, args ...any) error {
-	return leapcell.Errorf(leapcell.CodeUnprocessable, "a layer of the image is refused: "+format, args...)
+// refusal is an error about what a layer holds.
+type refusal string
+
+func (r refusal) Error() string { return string(r) }
+
+func refuse(format string, args ...any) error { return refusal(fmt.Sprintf(format, args...)) }
+
+// source is what is transferred. It remembers why it broke off: that is no fault of the layer.
+type source struct {
+	ctx context.Context
+	r   io.Reader
+	n   atomic.Int64
+	err error
 }
 
-// bounded stops at the end of ctx or of the bytes that are left.
+func (s *source) Read(p []byte) (int, error) {
+	if s.err = s.ctx.Err(); s.err != nil {
+		return 0, s.err
+	}
+	n, err := s.r.Read(p)
+	s.n.Add(int64(n))
+	if err != io.EOF {
+		s.err = err
+	}
+	return n, err
+}
+
+// bounded reads the uncompressed layer up to the limits.
 type bounded struct {
-	ctx  context.Context
+	u    *unpacker
 	r    io.Reader
 	left int64
+	n    int64
 }
 
 func (b *bounded) Read(p []byte) (int, error) {
-	if err := b.ctx.Err(); err != nil {
-		return 0, err
-	}
 	if b.left <= 0 {
-		return 0, hostile("it is larger than allowed")
+		return 0, refuse("it is larger than %d MB", b.u.limits.Bytes>>20)
 	}
 	n, err := b.r.Read(p[:min(int64(len(p)), b.left)])
 	b.left -= int64(n)
+	b.n += int64(n)
+	if tooDense := b.u.ratio(b.n); tooDense != nil {
+		return n, tooDense
+	}
 	return n, err
 }
 
@@ -118,11 +164,15 @@ func decompress(r *bufio.Reader) (io.Reader, func(), error) {
 
 // unpacker writes entries. All names go through an os.Root, which no link leads out of.
 type unpacker struct {
+	layer   string
+	in      *source
 	root    *os.Root
 	limits  Limits
 	entries int
 	bytes   int64
 	dirs    map[string]time.Time // set at the end: writing into a folder changes its time
+	names   int                  // bytes of the keys of dirs
+	buffer  []byte
 
 	// The folder of the last entry, kept open: entries come folder by folder.
 	lastName string
@@ -136,66 +186,124 @@ func (u *unpacker) unpack(r *tar.Reader) error {
 			return nil
 		}
 		if err != nil {
-			return u.damaged(err)
+			return err
 		}
-		if u.entries++; u.entries > u.limits.Entries {
-			return hostile("it has more than %d entries", u.limits.Entries)
+		if err := u.count(1); err != nil {
+			return err
 		}
 		if err := u.entry(h, r); err != nil {
-			return u.damaged(fmt.Errorf("unpack %q: %w", h.Name, err))
+			return fmt.Errorf("entry %s: %w", quote(h.Name), err)
 		}
 	}
 }
 
-// damaged tells errors of the layer from those of the disk.
-func (u *unpacker) damaged(err error) error {
-	var known *leapcell.Error
+func (u *unpacker) count(n int) error {
+	if u.entries += n; u.entries > u.limits.Entries {
+		return refuse("it has more than %d entries", u.limits.Entries)
+	}
+	return nil
+}
+
+// ratio checks what came out of what was transferred.
+func (u *unpacker) ratio(out int64) error {
+	if limit := u.limits.Ratio; limit > 0 && out > u.limits.Slack && out/limit > u.in.n.Load() {
+		return refuse("it unpacks to more than %d times its size", limit)
+	}
+	return nil
+}
+
+// grow counts what goes into files, of which holes have no counterpart in the archive.
+func (u *unpacker) grow(n int64) error {
+	if u.bytes += n; u.bytes > u.limits.Bytes {
+		return refuse("its files have more than %d MB", u.limits.Bytes>>20)
+	}
+	if u.limits.image != nil && u.limits.image.Add(-n) < 0 {
+		return refuse("the files of the image's layers have more than %d MB", u.limits.Bytes>>20)
+	}
+	return u.ratio(u.bytes)
+}
+
+// quote makes any name fit for a line of a log.
+func quote(name string) string {
+	if len(name) > 200 {
+		return strconv.Quote(name[:200]) + "…"
+	}
+	return strconv.Quote(name)
+}
+
+// judge tells errors of the layer from those of the way and of the disk.
+func (u *unpacker) judge(err error) error {
 	var errno unix.Errno
 	switch {
-	case errors.As(err, &known), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return err
-	case errors.As(err, &errno) && (errno == unix.ENOSPC || errno == unix.EDQUOT || errno == unix.EIO || errno == unix.EROFS || errno == unix.EMFILE):
+	case u.in.err != nil && !errors.As(err, new(refusal)):
+		return u.in.err
+	case isFull(err), errors.As(err, &errno) && (errno == unix.EIO || errno == unix.EROFS || errno == unix.EMFILE || errno == unix.ENFILE || errno == unix.ENOMEM):
 		return err
 	}
-	return leapcell.Wrap(leapcell.CodeUnprocessable, err, "a layer of the image cannot be unpacked")
+	return leapcell.Errorf(leapcell.CodeUnprocessable, "layer %s of the image is refused: %w", u.layer, err)
 }
 
 // clean gives the name inside the layer, "." for its root.
 func clean(name string) (string, error) {
-	if strings.ContainsRune(name, 0) {
-		return "", hostile("a name has a zero byte")
+	switch {
+	case len(name) > maxName:
+		return "", refuse("its name is longer than %d bytes", maxName)
+	case strings.ContainsRune(name, 0):
+		return "", refuse("its name has a zero byte")
+	case strings.HasPrefix(name, "/"):
+		return "", refuse("its name is absolute")
 	}
-	c := path.Clean(strings.TrimLeft(name, "/"))
+	c := path.Clean(name)
 	if c == ".." || strings.HasPrefix(c, "../") {
-		return "", hostile("the name %q leads out of it", name)
+		return "", refuse("its name leads out of the layer")
+	}
+	for part := range strings.SplitSeq(c, "/") {
+		if len(part) > maxPart {
+			return "", refuse("a part of its name is longer than %d bytes", maxPart)
+		}
+	}
+	if dir := path.Dir(c); strings.HasPrefix(dir, whiteoutPrefix) || strings.Contains(dir, "/"+whiteoutPrefix) {
+		return "", refuse("it lies in a whiteout")
 	}
 	return c, nil
 }
 
 func (u *unpacker) entry(h *tar.Header, content io.Reader) error {
+	if h.Typeflag == tar.TypeXGlobalHeader {
+		return nil
+	}
 	name, err := clean(h.Name)
 	if err != nil {
 		return err
 	}
-	switch h.Typeflag {
-	case tar.TypeXGlobalHeader:
-		return nil
-	case tar.TypeChar, tar.TypeBlock:
-		if name == "dev" || strings.HasPrefix(name, "dev/") {
-			return nil // a cell has its own /dev over it
+	const lastID = 1<<32 - 2 // the one after it means "leave it"
+	if h.Uid < 0 || h.Gid < 0 || h.Uid > lastID || h.Gid > lastID {
+		return refuse("its owner is %d:%d", h.Uid, h.Gid)
+	}
+	if h.Typeflag == tar.TypeChar || h.Typeflag == tar.TypeBlock {
+		if strings.HasPrefix(name, "dev/") {
+			return nil
 		}
-		return hostile("%q is a device", name)
+		return refuse("it is a device")
 	}
 	if name == "." {
 		if h.Typeflag != tar.TypeDir {
-			return hostile("its root is not a folder")
+			return refuse("it is the layer's root, but no folder")
 		}
 		return u.attributes(u.root, ".", name, h)
+	}
+	if h.Typeflag == tar.TypeLink {
+		return u.hardLink(h, name)
 	}
 	parent, err := u.folder(path.Dir(name))
 	if err != nil {
 		return err
 	}
+	return u.make(parent, name, h, content)
+}
+
+// make puts an entry into its folder.
+func (u *unpacker) make(parent *os.Root, name string, h *tar.Header, content io.Reader) error {
 	base := path.Base(name)
 	if strings.HasPrefix(base, whiteoutPrefix) {
 		return u.whiteout(parent, base)
@@ -207,26 +315,50 @@ func (u *unpacker) entry(h *tar.Header, content io.Reader) error {
 	switch h.Typeflag {
 	case tar.TypeDir:
 		return u.mkdir(parent, base, name, h, opaque)
-	case tar.TypeReg:
+	case tar.TypeReg, tar.TypeGNUSparse:
 		return u.file(parent, base, h, content)
 	case tar.TypeSymlink:
 		if err := parent.Symlink(h.Linkname, base); err != nil {
 			return err
 		}
 		return parent.Lchown(base, h.Uid, h.Gid)
-	case tar.TypeLink:
-		target, err := clean(h.Linkname)
-		if err != nil {
-			return err
-		}
-		return u.root.Link(target, name)
 	case tar.TypeFifo:
 		if err := mknod(parent, base, unix.S_IFIFO); err != nil {
 			return err
 		}
 		return u.attributes(parent, base, name, h)
 	}
-	return hostile("%q is of an unknown kind", name)
+	return refuse("it is of the unknown kind %q", h.Typeflag)
+}
+
+// hardLink gives a file, link or pipe of the layer one more name. Archives name the target from
+// the layer's root, some with a slash before it.
+func (u *unpacker) hardLink(h *tar.Header, name string) error {
+	target, err := clean(strings.TrimLeft(h.Linkname, "/"))
+	if err != nil {
+		return fmt.Errorf("hard link to %s: %w", quote(h.Linkname), err)
+	}
+	if strings.HasPrefix(path.Base(name), whiteoutPrefix) {
+		return refuse("it is a whiteout, but a hard link")
+	}
+	info, err := u.root.Lstat(target)
+	if err != nil {
+		return fmt.Errorf("hard link to %s: %w", quote(h.Linkname), err)
+	}
+	if info.IsDir() || info.Mode()&fs.ModeDevice != 0 {
+		return refuse("it is a hard link to %s, which is a folder or a whiteout", quote(h.Linkname))
+	}
+	if target == name {
+		return refuse("it is a hard link to itself")
+	}
+	parent, err := u.folder(path.Dir(name))
+	if err != nil {
+		return err
+	}
+	if _, err := u.makeWay(parent, path.Base(name), false); err != nil {
+		return err
+	}
+	return u.root.Link(target, name)
 }
 
 // folder opens a folder of the layer, making it when a layer names only what is in it.
@@ -238,10 +370,16 @@ func (u *unpacker) folder(name string) (*os.Root, error) {
 		return u.last, nil
 	}
 	u.forget()
-	if err := u.root.MkdirAll(name, 0o755); err != nil {
-		return nil, err
-	}
 	dir, err := u.root.OpenRoot(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := u.count(1 + strings.Count(name, "/")); err != nil {
+			return nil, err
+		}
+		if err := u.root.MkdirAll(name, 0o755); err != nil {
+			return nil, err
+		}
+		dir, err = u.root.OpenRoot(name)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -281,7 +419,7 @@ func (u *unpacker) whiteout(parent *os.Root, base string) error {
 	}
 	hidden := strings.TrimPrefix(base, whiteoutPrefix)
 	if hidden == "" || hidden == "." || hidden == ".." {
-		return hostile("the whiteout %q names nothing", base)
+		return refuse("the whiteout names nothing")
 	}
 	info, err := parent.Lstat(hidden)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -306,18 +444,29 @@ func (u *unpacker) mkdir(parent *os.Root, base, name string, h *tar.Header, opaq
 }
 
 func (u *unpacker) file(parent *os.Root, base string, h *tar.Header, content io.Reader) error {
-	if u.bytes += h.Size; u.bytes > u.limits.Bytes {
-		return hostile("it is larger than %d MB", u.limits.Bytes>>20)
-	}
 	f, err := parent.OpenFile(base, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(f, content)
+	// Without the file's own way of copying, which takes a new buffer for each.
+	_, err = io.CopyBuffer(&growing{u, f}, content, u.buffer)
 	if err == nil {
 		err = dress(f, h)
 	}
 	return errors.Join(err, f.Close())
+}
+
+// growing is a file that is being written within the limits.
+type growing struct {
+	u *unpacker
+	f *os.File
+}
+
+func (g *growing) Write(p []byte) (int, error) {
+	if err := g.u.grow(int64(len(p))); err != nil {
+		return 0, err
+	}
+	return g.f.Write(p)
 }
 
 // attributes are those of folders and pipes, which are opened by name.
@@ -328,6 +477,12 @@ func (u *unpacker) attributes(parent *os.Root, base, name string, h *tar.Header)
 	}
 	defer f.Close()
 	if h.Typeflag == tar.TypeDir {
+		if _, known := u.dirs[name]; !known {
+			u.names += len(name)
+		}
+		if u.names > maxFolders {
+			return refuse("the names of the layer's folders are together longer than %d MB", maxFolders>>20)
+		}
 		u.dirs[name] = h.ModTime
 	}
 	return dress(f, h)
@@ -343,17 +498,39 @@ func dress(f *os.File, h *tar.Header) error {
 	if err := unix.Fchmod(fd, uint32(h.Mode)&0o7777); err != nil {
 		return err
 	}
-	for key, value := range h.PAXRecords {
-		attr, ok := strings.CutPrefix(key, paxXattr)
-		// Only what programs mean for programs; trusted.overlay.* above all is ours.
-		if !ok || attr != "security.capability" && !strings.HasPrefix(attr, "user.") {
-			continue
-		}
-		if err := unix.Fsetxattr(fd, attr, []byte(value), 0); err != nil && err != unix.ENOTSUP {
-			return fmt.Errorf("set %s: %w", attr, err)
-		}
+	if err := setXattrs(fd, h.PAXRecords); err != nil {
+		return err
 	}
 	return setTime(fd, h.ModTime)
+}
+
+// setXattrs sets what programs mean for programs; trusted.overlay.* above all is ours.
+func setXattrs(fd int, records map[string]string) error {
+	total := 0
+	for key, value := range records {
+		attr, ok := strings.CutPrefix(key, paxXattr)
+		if !ok || !keptXattr(attr) {
+			continue
+		}
+		if len(value) > maxXattr {
+			return refuse("its attribute %s has more than %d KB", quote(attr), maxXattr>>10)
+		}
+		total += len(attr) + len(value)
+		err := unix.Fsetxattr(fd, attr, []byte(value), 0)
+		switch {
+		case err == nil || err == unix.ENOTSUP:
+		case total > 1<<10 && (err == unix.ENOSPC || err == unix.E2BIG || err == unix.ERANGE):
+			// The same error as that of a full disk, but no room will be found for it.
+			return refuse("its attributes are larger than this node's file system takes")
+		default:
+			return fmt.Errorf("set %s: %w", quote(attr), err)
+		}
+	}
+	return nil
+}
+
+func keptXattr(attr string) bool {
+	return attr == "security.capability" || strings.HasPrefix(attr, "user.") && !strings.HasPrefix(attr, "user.overlay.")
 }
 
 func setTime(fd int, t time.Time) error {

@@ -54,8 +54,15 @@ var configSpec = hclspec.NewObject(map[string]*hclspec.Spec{
 	"vault_role":    hclspec.NewDefault(hclspec.NewAttr("vault_role", "string", false), hclspec.NewLiteral(`"instance"`)),
 	"vault_transit": hclspec.NewDefault(hclspec.NewAttr("vault_transit", "string", false), hclspec.NewLiteral(`"leapcell"`)),
 	"vault_ca_file": hclspec.NewAttr("vault_ca_file", "string", false),
-	// JSON file: address, username, password, insecure.
+	// JSON file: an object or a list of objects with address, username, password, insecure (allows plain
+	// HTTP) and ca_file (PEM). Read again when it changes.
 	"registry_credentials_file": hclspec.NewAttr("registry_credentials_file", "string", false),
+	// Images that were not used for image_gc_age go; "0" keeps them. From image_gc_high_percent of the
+	// disk (or its inodes) in use on, the least recently used go until image_gc_low_percent. What
+	// runs, and what was used in the last 15 minutes, stays.
+	"image_gc_age":          hclspec.NewDefault(hclspec.NewAttr("image_gc_age", "string", false), hclspec.NewLiteral(`"168h"`)),
+	"image_gc_high_percent": hclspec.NewDefault(hclspec.NewAttr("image_gc_high_percent", "number", false), hclspec.NewLiteral("85")),
+	"image_gc_low_percent":  hclspec.NewDefault(hclspec.NewAttr("image_gc_low_percent", "number", false), hclspec.NewLiteral("75")),
 	// What the operator passes into builds: variables, and files by their path inside.
 	"build": hclspec.NewBlock("build", false, hclspec.NewObject(map[string]*hclspec.Spec{
 		"env":   hclspec.NewBlockAttrs("env", "string", false),

@@ -46,17 +46,18 @@ func (r StartRequest) cellID() string {
 func (r StartRequest) validate() error {
 	invalid := func(format string, args ...any) error { return leapcell.Errorf(leapcell.CodeInvalid, format, args...) }
 	c := r.Config
-	build := c.Mode == leapcell.TaskBuild
+	build, prefetch := c.Mode == leapcell.TaskBuild, c.Mode == leapcell.TaskPrefetch
+	serves := !build && !prefetch
 	switch {
 	case r.ID == "" || r.Name == "" || r.AllocID == "" || r.Dir == "":
 		return invalid("task %q: id, name, allocation and folder are needed", r.ID)
-	case c.Mode != leapcell.TaskServerless && c.Mode != leapcell.TaskPersistent && !build:
-		return invalid("mode is %q: it must be serverless, persistent or build", c.Mode)
+	case c.Mode != leapcell.TaskServerless && c.Mode != leapcell.TaskPersistent && serves:
+		return invalid("mode is %q: it must be serverless, persistent, build or prefetch", c.Mode)
 	case c.Image == "":
 		return invalid("image is missing: it names what to run, as registry/repository@sha256:…")
-	case !build && r.Address == "":
+	case serves && r.Address == "":
 		return invalid("the task has no port labelled %q: the gate listens there", leapcell.PortLabel)
-	case !build && (c.Port < 0 || c.Port > 65535):
+	case serves && (c.Port < 0 || c.Port > 65535):
 		return invalid("port is %d: it must be from 1 to 65535", c.Port)
 	case build && (c.Output == "" || c.StartCommand == "" || c.ServiceID == ""):
 		return invalid("mode build needs output, start_command and service_id")

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/driver/image"
 )
 
 // Config is the settings of a node: the plugin block of the Nomad agent writes it (codec
@@ -35,6 +36,9 @@ type Config struct {
 	Transit     string      `codec:"vault_transit" json:"vaultTransit"`
 	VaultCA     string      `codec:"vault_ca_file" json:"vaultCAFile"`
 	Credentials string      `codec:"registry_credentials_file" json:"registryCredentialsFile"`
+	ImageAge    string      `codec:"image_gc_age" json:"imageGCAge"`
+	ImageHigh   int         `codec:"image_gc_high_percent" json:"imageGCHighPercent"`
+	ImageLow    int         `codec:"image_gc_low_percent" json:"imageGCLowPercent"`
 	Build       BuildConfig `codec:"build" json:"build"`
 	Suspend     string      `codec:"suspend_after" json:"suspendAfter"`
 	LogLevel    string      `codec:"log_level" json:"logLevel"`
@@ -86,6 +90,9 @@ func (c Config) WithDefaults() (Config, error) {
 	if d, err := time.ParseDuration(c.Suspend); err != nil || d <= 0 || d > leapcell.SuspendAfter {
 		return c, fmt.Errorf("suspend_after is %q: it must be a duration over 0 and up to %s", c.Suspend, leapcell.SuspendAfter)
 	}
+	if err := c.collectDefaults(); err != nil {
+		return c, err
+	}
 	if _, err := c.subnet(); err != nil {
 		return c, err
 	}
@@ -100,6 +107,31 @@ func (c Config) WithDefaults() (Config, error) {
 		}
 	}
 	return c, nil
+}
+
+// collectDefaults fills in and checks when images are removed.
+func (c *Config) collectDefaults() error {
+	if c.ImageAge == "" {
+		c.ImageAge = image.DefaultAge.String()
+	}
+	if d, err := time.ParseDuration(c.ImageAge); err != nil || d < 0 || d > 0 && d < image.Grace {
+		return fmt.Errorf("image_gc_age is %q: it must be a duration of at least %s, or 0 for never", c.ImageAge, image.Grace)
+	}
+	if c.ImageHigh == 0 {
+		c.ImageHigh = image.DefaultHigh
+	}
+	if c.ImageLow == 0 {
+		c.ImageLow = min(image.DefaultLow, c.ImageHigh-1)
+	}
+	if c.ImageLow < 1 || c.ImageLow >= c.ImageHigh || c.ImageHigh > 100 {
+		return fmt.Errorf("image_gc_low_percent is %d and image_gc_high_percent %d: they must be from 1 to 100, and low under high", c.ImageLow, c.ImageHigh)
+	}
+	return nil
+}
+
+func (c Config) collect() image.Collect {
+	age, _ := time.ParseDuration(c.ImageAge) // checked by WithDefaults
+	return image.Collect{Age: age, High: c.ImageHigh, Low: c.ImageLow}
 }
 
 // subnet is the one set, or a /20 of the shared address space (100.64.0.0/10) chosen by

@@ -64,6 +64,9 @@ func newTask(s *Supervisor, req StartRequest, begin time.Time) (*task, error) {
 	if t.logs, err = openLogs(req, t.dir, t.build(), t.log); err != nil {
 		return nil, leapcell.Wrap(leapcell.CodeStartFailed, err, "the log files could not be opened")
 	}
+	if t.prefetch() {
+		return t, nil
+	}
 	if t.build() {
 		return t, nil
 	}
@@ -95,9 +98,12 @@ func (t *task) path(elem ...string) string {
 // run is the life of a task.
 func (t *task) run(ctx context.Context) {
 	var exit Exit
-	if t.build() {
+	switch {
+	case t.build():
 		exit = t.runBuild(ctx)
-	} else {
+	case t.prefetch():
+		exit = t.runPrefetch(ctx)
+	default:
 		exit = t.runApp(ctx)
 	}
 	t.finish(exit)

@@ -2,10 +2,8 @@ package supervisor
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"log/slog"
-	"os"
 
 	"github.com/leapcell/leapcell/driver/cell"
 	"github.com/leapcell/leapcell/driver/image"
@@ -31,8 +29,7 @@ func wire(cfg Config, log *slog.Logger) (Options, error) {
 		return Options{}, fmt.Errorf("runtime %s: %w", cfg.Runtime, err)
 	}
 	store, err := image.New(image.Config{
-		Dir: cfg.path("images"), Log: log,
-		Credentials: func(host string) (string, string, bool) { return credentials(cfg.Credentials, host, log) },
+		Dir: cfg.path("images"), Log: log, Registries: image.Registries(cfg.Credentials, log), Collect: cfg.collect(),
 	})
 	if err != nil {
 		return Options{}, fmt.Errorf("image store: %w", err)
@@ -51,39 +48,10 @@ func wire(cfg Config, log *slog.Logger) (Options, error) {
 		Group: cfg.Group(), RunDir: cfg.RunDir(),
 		RecordDir: cfg.path("tasks"), ScratchDir: cfg.path("scratch"), CacheDir: cfg.path("caches"),
 		SuspendAfter: cfg.suspendAfter(), Build: cfg.Build, DiskMB: cfg.DiskMB,
-		Images: imageStore{store}, Networks: pools{pool}, Cells: cells{launcher}, Envs: envs,
+		Images: store, Networks: pools{pool}, Cells: cells{launcher}, Envs: envs,
 		Log: log,
 	}, nil
 }
-
-// credentials reads the registry login anew each time, so that it can be changed.
-func credentials(file, host string, log *slog.Logger) (user, password string, insecure bool) {
-	if file == "" {
-		return "", "", false
-	}
-	var c struct {
-		Address  string `json:"address"`
-		Username string `json:"username"`
-		Password string `json:"password"`
-		Insecure bool   `json:"insecure"`
-	}
-	b, err := os.ReadFile(file)
-	if err == nil {
-		err = json.Unmarshal(b, &c)
-	}
-	if err != nil {
-		log.Error("registry credentials could not be read", "file", file, "error", err)
-		return "", "", false
-	}
-	if c.Address != host {
-		return "", "", false
-	}
-	return c.Username, c.Password, c.Insecure
-}
-
-type imageStore struct{ *image.Store }
-
-func (imageStore) Unmount(dir string) error { return image.Unmount(dir) }
 
 type pools struct{ pool *network.Pool }
 
