@@ -216,6 +216,7 @@ func TestBI3_WebSocketBytesCount(t *testing.T) {
 	if b, err := io.ReadAll(in); err != nil || string(b) != "hello" {
 		t.Fatalf("%q, %v", b, err)
 	}
+	_ = conn.Close() // until then it is half open
 	if err := g.Drain(context.Background()); err != nil {
 		t.Fatal(err)
 	}
