@@ -87,6 +87,9 @@ func (g *Gate) admit() *refusal {
 		if r := g.thaw(); r != nil {
 			return r
 		}
+		if g.cfg.Naps != nil {
+			g.cfg.Naps(false)
+		}
 	}
 	g.inFlight++
 	if g.inFlight == 1 {
@@ -125,7 +128,7 @@ func (g *Gate) leave() {
 // touches a timer once in SuspendAfter and not twice for each request.
 func (g *Gate) goIdle(now time.Time) {
 	g.idleSince = now
-	if (g.serverless() || g.left.Load()) && !g.armed && !g.frozen && !g.paused {
+	if (g.serverless() || g.left.Load()) && !g.armed && !g.frozen && !g.paused && g.awake == 0 {
 		g.armed = true
 		g.timer.Reset(g.cfg.SuspendAfter)
 	}
@@ -136,7 +139,7 @@ func (g *Gate) suspend() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.armed = false
-	if g.state != Ready && !g.left.Load() || g.inFlight > 0 || g.frozen || g.paused {
+	if g.state != Ready && !g.left.Load() || g.inFlight > 0 || g.awake > 0 || g.frozen || g.paused {
 		return
 	}
 	if rest := g.cfg.SuspendAfter - time.Since(g.idleSince); rest > 0 {
@@ -154,6 +157,9 @@ func (g *Gate) suspend() {
 	}
 	g.frozen = true
 	g.counts.Suspensions++
+	if g.cfg.Naps != nil {
+		g.cfg.Naps(true)
+	}
 }
 
 // thaw lets the app run. [CP5] The caller holds mu.

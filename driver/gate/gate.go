@@ -44,7 +44,10 @@ type Config struct {
 	MaxResponseBytes int64 // serverless only
 
 	Meter Meter
-	Log   *slog.Logger
+	// Naps is told of each suspension, and of each resumption that a request caused, with the
+	// gate's lock held: it must not block or call the gate. Nil is nobody.
+	Naps func(suspended bool)
+	Log  *slog.Logger
 }
 
 func (c Config) withDefaults() Config {
@@ -140,6 +143,7 @@ type Gate struct {
 	inFlight  int
 	waiting   list.List // of *waiter, oldest first
 	frozen    bool
+	awake     int  // reasons to stay awake that are no requests, see Awake
 	paused    bool // another process is about to take the instance over
 	idleSince time.Time
 	timer     *time.Timer // runs suspend; armed says whether it will
@@ -169,6 +173,8 @@ func New(cfg Config) *Gate {
 	g.server = &http.Server{
 		Handler:   g,
 		Protocols: new(http.Protocols),
+		// OPTIONS * is for the app to answer.
+		DisableGeneralOptionsHandler: true,
 		// Far above the sum of line and headers, so that RQ3 is answered by us with the
 		// right status, and not by the server with one for all.
 		MaxHeaderBytes:    1 << 20,
