@@ -85,8 +85,11 @@ func upgradeType(r *http.Request) string {
 
 // check applies the limits that can be known from the request's head. [RQ3, RQ4]
 func (g *Gate) check(r *http.Request, upgrade string) *refusal {
-	if r.Method == http.MethodConnect {
+	switch {
+	case r.Method == http.MethodConnect:
 		return connectForbidden
+	case r.Method == "PRI" && r.ProtoMajor == 2: // Go's server leaves broken prefaces to us
+		return badPreface
 	}
 	if upgrade != "" && g.serverless() {
 		return upgradeForbidden

@@ -56,7 +56,9 @@ func (u *upload) Read(b []byte) (int, error) {
 		u.armed = now
 		_ = u.visitor.SetReadDeadline(now.Add(u.idle))
 	}
-	n, err := u.body.Read(b)
+	// Go's reader of chunks fills what it is given: with more than this it would wait for
+	// bytes of a body that is over the limit already.
+	n, err := u.body.Read(b[:min(int64(len(b)), u.left+1)])
 	u.left -= int64(n)
 	if u.rest > 0 {
 		u.rest -= int64(n)

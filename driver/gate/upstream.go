@@ -189,7 +189,7 @@ func (c *appConn) send(p *passage) error {
 	if asks {
 		c.wanted = make(chan bool, 1)
 	}
-	up, chunked, trailer, wanted := p.up, p.r.ContentLength < 0, p.r.Trailer, c.wanted
+	up, r, wanted := p.up, p.r, c.wanted
 	up.abort = func() { _ = c.Close() }
 	go func() {
 		err := c.out.Flush()
@@ -197,7 +197,7 @@ func (c *appConn) send(p *passage) error {
 			err = await(wanted)
 		}
 		if err == nil {
-			err = c.sendBody(up, chunked, trailer)
+			err = c.sendBody(up, r)
 		}
 		up.sent <- err
 	}()
@@ -272,7 +272,8 @@ func requestTarget(r *http.Request) string {
 }
 
 // sendBody copies the body as it comes.
-func (c *appConn) sendBody(up *upload, chunked bool, trailer http.Header) error {
+func (c *appConn) sendBody(up *upload, r *http.Request) error {
+	chunked := r.ContentLength < 0
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
 	for {
@@ -298,7 +299,7 @@ func (c *appConn) sendBody(up *upload, chunked bool, trailer http.Header) error 
 		return nil
 	}
 	_, _ = c.out.WriteString("0\r\n")
-	for name, values := range trailer { // filled in by the server at the end of the body
+	for name, values := range r.Trailer { // the server fills it at the end of the body
 		for _, value := range values {
 			if !platforms(name) && !hopByHop(name) {
 				_, _ = c.out.WriteString(name + ": " + value + "\r\n")
