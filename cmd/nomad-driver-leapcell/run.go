@@ -43,6 +43,7 @@ func servePlugin() error {
 func runSupervisor(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("supervisor", flag.ContinueOnError)
 	file := flags.String("config", "", "settings, as the plugin writes them")
+	takeOver := flags.Bool("take-over", false, "take the tasks of the running supervisor")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -53,6 +54,7 @@ func runSupervisor(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	cfg.TakeOver = *takeOver
 	return supervisor.Run(ctx, cfg)
 }
 

@@ -11,7 +11,6 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	cstructs "github.com/hashicorp/nomad/client/structs"
-	"github.com/hashicorp/nomad/nomad/structs"
 	"github.com/hashicorp/nomad/plugins/base"
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/hashicorp/nomad/plugins/shared/hclspec"
@@ -35,9 +34,14 @@ type Driver struct {
 	log  hclog.Logger
 	exec string // the program to start as supervisor
 
+	launching sync.Mutex // one supervisor is started at a time
+	postponed string     // why the last replacement did not take place; guarded by launching
+
 	mu     sync.Mutex
 	cfg    supervisor.Config
 	client *supervisor.Client // nil until SetConfig
+	known  map[string]bool    // tasks that Nomad has named, see orphans.go
+	ending map[string]bool    // orphans that are being ended
 }
 
 // New makes a driver. program is started with "supervisor --config FILE" when the node has
@@ -79,52 +83,12 @@ func (d *Driver) SetConfig(c *base.Config) error {
 	return nil
 }
 
-// up gives the supervisor's client, starting the supervisor if it is not there.
-func (d *Driver) up(ctx context.Context) (*supervisor.Client, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*quick)
-	defer cancel()
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.client == nil {
-		return nil, errors.New("the driver has no configuration: the agent needs a block plugin \"nomad-driver-leapcell\" with state_dir")
-	}
-	if h, err := d.client.Health(ctx); err == nil {
-		own := supervisor.ProgramID(d.exec)
-		if h.Program == "" || own == "" || h.Program == own {
-			return d.client, nil
-		}
-		return d.client, d.replace(ctx, h)
-	}
-	return d.client, startSupervisor(ctx, d.exec, d.cfg, d.client)
-}
-
-// replace puts this build's supervisor in the place of another's, once nothing runs: as long
-// as there are instances the old one keeps them, because a change would cost the requests in
-// flight. [LI4] The caller holds mu.
-func (d *Driver) replace(ctx context.Context, old supervisor.Health) error {
-	if err := d.client.Shutdown(ctx, false); err != nil {
-		d.log.Warn("the supervisor is of another build; it is replaced when no task runs", "pid", old.PID, "version", old.Version, "tasks", old.Tasks)
-		return nil
-	}
-	d.log.Info("replacing the supervisor of another build", "pid", old.PID, "version", old.Version)
-	for {
-		err := startSupervisor(ctx, d.exec, d.cfg, d.client)
-		if h, asked := d.client.Health(ctx); asked == nil && h.PID != old.PID {
-			return nil
-		}
-		if ctx.Err() != nil {
-			return err
-		}
-		pause(ctx, 20*time.Millisecond) // the old one has the lock until its end
-	}
-}
-
 // supervisor is the client without a question whether it answers: the hot path of a start.
 func (d *Driver) supervisor() (*supervisor.Client, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.client == nil {
-		return nil, errors.New("the driver has no configuration")
+		return nil, errors.New("the driver has no configuration: the agent needs a block plugin \"nomad-driver-leapcell\" with state_dir")
 	}
 	return d.client, nil
 }
@@ -142,6 +106,7 @@ func (d *Driver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drive
 	if err != nil {
 		return nil, nil, err
 	}
+	d.know(req.ID)
 	status, err := client.Start(ctx, req)
 	if isDown(err) {
 		if client, err = d.up(ctx); err == nil {
@@ -149,9 +114,7 @@ func (d *Driver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drive
 		}
 	}
 	if err != nil {
-		// Recoverable: Nomad tries again as the job's restart block says. What stands in the
-		// way, a port or a full disk, may be gone by then.
-		return nil, nil, structs.NewRecoverableError(fmt.Errorf("task was not started: %w", err), true)
+		return nil, nil, d.notStarted(req.ID, err)
 	}
 	handle := drivers.NewTaskHandle(handleVersion)
 	handle.Config, handle.State = cfg, drivers.TaskStateRunning
@@ -159,12 +122,6 @@ func (d *Driver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drive
 		return nil, nil, fmt.Errorf("task handle: %w", err)
 	}
 	return handle, nil, nil
-}
-
-// isDown reports whether the supervisor was not reached, so that nothing can have begun.
-func isDown(err error) bool {
-	var op *net.OpError
-	return errors.As(err, &op) && op.Op == "dial"
 }
 
 // request translates Nomad's task.
@@ -199,16 +156,13 @@ func (d *Driver) RecoverTask(handle *drivers.TaskHandle) error {
 	if handle == nil || handle.Config == nil {
 		return errors.New("there is no task to recover")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), quick)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*quick)
 	defer cancel()
-	client, err := d.up(ctx)
-	if err != nil {
+	d.know(handle.Config.ID)
+	return notFound(d.ask(ctx, func(c *supervisor.Client) error {
+		_, err := c.Inspect(ctx, handle.Config.ID)
 		return err
-	}
-	if _, err := client.Inspect(ctx, handle.Config.ID); err != nil {
-		return notFound(err)
-	}
-	return nil
+	}))
 }
 
 // notFound is the error by which Nomad knows that a task is lost.
@@ -221,11 +175,12 @@ func notFound(err error) error {
 
 // WaitTask reports the task's end.
 func (d *Driver) WaitTask(ctx context.Context, id string) (<-chan *drivers.ExitResult, error) {
-	client, err := d.supervisor()
+	d.know(id)
+	err := d.ask(ctx, func(c *supervisor.Client) error {
+		_, err := c.Inspect(ctx, id)
+		return err
+	})
 	if err != nil {
-		return nil, err
-	}
-	if _, err := client.Inspect(ctx, id); err != nil {
 		return nil, notFound(err)
 	}
 	out := make(chan *drivers.ExitResult, 1)
@@ -241,18 +196,11 @@ func (d *Driver) WaitTask(ctx context.Context, id string) (<-chan *drivers.ExitR
 }
 
 // wait asks on over a restart of the supervisor, which takes its tasks over.
-func (d *Driver) wait(ctx context.Context, id string) (supervisor.Exit, error) {
-	for {
-		client, err := d.up(ctx)
-		if err != nil {
-			return supervisor.Exit{}, err
-		}
-		exit, err := client.Wait(ctx, id)
-		if err == nil || ctx.Err() != nil || leapcell.ErrorCode(err) != leapcell.CodeInternal {
-			return exit, err
-		}
-		d.log.Warn("supervisor went away; starting it again", "task_id", id, "error", err)
-	}
+func (d *Driver) wait(ctx context.Context, id string) (exit supervisor.Exit, err error) {
+	return exit, d.ask(ctx, func(c *supervisor.Client) (err error) {
+		exit, err = c.Wait(ctx, id)
+		return err
+	})
 }
 
 func result(exit supervisor.Exit, err error) *drivers.ExitResult {
@@ -268,35 +216,34 @@ func result(exit supervisor.Exit, err error) *drivers.ExitResult {
 
 // StopTask ends the task and returns when nothing is left of it. [LI3]
 func (d *Driver) StopTask(id string, timeout time.Duration, signal string) error {
-	client, err := d.supervisor()
-	if err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), timeout+leapcell.StopGrace+quick)
 	defer cancel()
-	return notFound(client.Stop(ctx, id, timeout, signal))
+	end := time.Now().Add(timeout)
+	return notFound(d.ask(ctx, func(c *supervisor.Client) error {
+		return c.Stop(ctx, id, max(time.Until(end), time.Second), signal)
+	}))
 }
 
 // DestroyTask forgets the task.
 func (d *Driver) DestroyTask(id string, force bool) error {
-	client, err := d.supervisor()
-	if err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), leapcell.StopGrace+quick)
 	defer cancel()
-	return notFound(client.Destroy(ctx, id, force))
+	err := d.ask(ctx, func(c *supervisor.Client) error { return c.Destroy(ctx, id, force) })
+	if err == nil || errors.Is(err, supervisor.ErrNotFound) {
+		d.forget(id)
+	}
+	return notFound(err)
 }
 
 // InspectTask is the task as it is now.
 func (d *Driver) InspectTask(id string) (*drivers.TaskStatus, error) {
-	client, err := d.supervisor()
-	if err != nil {
-		return nil, err
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), quick)
 	defer cancel()
-	s, err := client.Inspect(ctx, id)
+	var s supervisor.Status
+	err := d.ask(ctx, func(c *supervisor.Client) (err error) {
+		s, err = c.Inspect(ctx, id)
+		return err
+	})
 	if err != nil {
 		return nil, notFound(err)
 	}
@@ -330,6 +277,7 @@ func (d *Driver) TaskStats(ctx context.Context, id string, interval time.Duratio
 	if err != nil {
 		return nil, err
 	}
+	d.know(id)
 	out := make(chan *cstructs.TaskResourceUsage)
 	go func() {
 		defer close(out)

@@ -32,10 +32,15 @@ type fakeSupervisor struct {
 	signals []string
 	exit    chan supervisor.Exit
 	events  chan supervisor.Event
+
+	health    supervisor.Health
+	refuse    map[string]string // by path: the message of a conflict in place of the answer
+	cut       map[string]int    // by path: how often the connection breaks before the answer
+	destroyed []string
 }
 
 func startFake(t *testing.T, dir string) *fakeSupervisor {
-	f := &fakeSupervisor{exit: make(chan supervisor.Exit, 1), events: make(chan supervisor.Event, 1)}
+	f := &fakeSupervisor{exit: make(chan supervisor.Exit, 1), events: make(chan supervisor.Event, 1), health: supervisor.Health{PID: 1, Version: "0.0.9"}}
 	l, err := net.Listen("unix", filepath.Join(dir, "supervisor.sock"))
 	if err != nil {
 		t.Fatal(err)
@@ -49,8 +54,22 @@ func startFake(t *testing.T, dir string) *fakeSupervisor {
 func (f *fakeSupervisor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	reply := func(v any) { json.NewEncoder(w).Encode(v) }
 	f.mu.Lock()
-	id := f.started.ID
+	id, refused, cut := f.started.ID, f.refuse[r.URL.Path], f.cut[r.URL.Path] > 0
+	if cut {
+		f.cut[r.URL.Path]--
+		if r.URL.Path == "/v1/task/start" {
+			json.NewDecoder(r.Body).Decode(&f.started) // it begins, and nobody learns
+		}
+	}
 	f.mu.Unlock()
+	if cut {
+		panic(http.ErrAbortHandler)
+	}
+	if refused != "" {
+		w.WriteHeader(409)
+		reply(map[string]string{"code": "conflict", "message": refused})
+		return
+	}
 	if strings.HasPrefix(r.URL.Path, "/v1/task") && r.URL.Path != "/v1/task/start" && r.FormValue("id") != id {
 		w.WriteHeader(404)
 		reply(map[string]string{"code": "not_found", "message": "no such task"})
@@ -58,13 +77,20 @@ func (f *fakeSupervisor) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	switch r.URL.Path {
 	case "/v1/health":
-		reply(supervisor.Health{PID: 1, Version: "0.0.9"})
+		reply(f.health)
 	case "/v1/task/start":
 		f.mu.Lock()
 		json.NewDecoder(r.Body).Decode(&f.started)
 		f.mu.Unlock()
 		reply(supervisor.Status{ID: f.started.ID})
 	case "/v1/task":
+		if r.Method == http.MethodDelete {
+			f.mu.Lock()
+			f.destroyed = append(f.destroyed, id+" force="+r.FormValue("force"))
+			f.mu.Unlock()
+			reply(struct{}{})
+			return
+		}
 		reply(supervisor.Status{ID: id, State: supervisor.Running, PID: 42})
 	case "/v1/task/wait":
 		select {

@@ -21,9 +21,14 @@ const fingerprintEvery = 10 * time.Second
 // Fingerprint tells Nomad whether tasks can be started here, and if not, why.
 func (d *Driver) Fingerprint(ctx context.Context) (<-chan *drivers.Fingerprint, error) {
 	out := make(chan *drivers.Fingerprint)
+	begin := time.Now()
+	go d.watch(ctx)
 	go func() {
 		defer close(out)
 		for ctx.Err() == nil {
+			if client, err := d.supervisor(); err == nil {
+				d.endOrphans(ctx, client, time.Since(begin))
+			}
 			select {
 			case out <- d.fingerprint(ctx):
 			case <-ctx.Done():

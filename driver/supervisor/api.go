@@ -114,6 +114,7 @@ type Status struct {
 	ID          string     `json:"id"`
 	Name        string     `json:"name"`
 	State       State      `json:"state"`
+	Dir         string     `json:"dir,omitempty"` // the allocation's folder
 	StartedAt   time.Time  `json:"startedAt,omitzero"`
 	CompletedAt time.Time  `json:"completedAt,omitzero"`
 	Exit        *Exit      `json:"exit,omitempty"`
@@ -146,6 +147,8 @@ type Health struct {
 	PID     int    `json:"pid"`
 	Tasks   int    `json:"tasks"`   // that have not ended
 	LastSeq int64  `json:"lastSeq"` // of the newest event
+	// Handover is the version of the handover that it speaks; 0 for none.
+	Handover int `json:"handover,omitempty"`
 }
 
 // ErrNotFound is returned for a task that the supervisor does not know.
@@ -175,6 +178,8 @@ type Networks interface {
 	Get(ctx context.Context) (Namespace, error)
 	Adopt(name string) (Namespace, error)
 	Put(Namespace)
+	// Settle gives back what an earlier supervisor had handed out and nobody adopted.
+	Settle()
 	ResolvConf() []byte
 	Close() error
 }
@@ -203,6 +208,7 @@ type Cell interface {
 	Frozen() bool
 	SetReady() error
 	Stats() (cell.Stats, error)
+	Exec(ctx context.Context, e cell.ExecConfig) (cell.Exit, error)
 	Kill() error
 	Delete() error
 }

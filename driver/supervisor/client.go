@@ -34,7 +34,23 @@ func NewClient(socket string) *Client {
 // Close ends idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
+// do asks again, until ctx is done, when a supervisor answers that it has handed its tasks over.
 func (c *Client) do(ctx context.Context, method, path string, query url.Values, in, out any) error {
+	for {
+		err := c.ask(ctx, method, path, query, in, out)
+		if leapcell.ErrorCode(err) != CodeMoved {
+			return err
+		}
+		c.http.CloseIdleConnections() // they lead to that one
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(2 * time.Millisecond): // there is no event for a socket that changes hands
+		}
+	}
+}
+
+func (c *Client) ask(ctx context.Context, method, path string, query url.Values, in, out any) error {
 	var body io.Reader
 	if in != nil {
 		b, err := json.Marshal(in)

@@ -36,12 +36,17 @@ type Config struct {
 	Transit     string      `codec:"vault_transit" json:"vaultTransit"`
 	VaultCA     string      `codec:"vault_ca_file" json:"vaultCAFile"`
 	Credentials string      `codec:"registry_credentials_file" json:"registryCredentialsFile"`
+	APIAddr     string      `codec:"api_addr" json:"apiAddr"`
+	APIToken    string      `codec:"api_token_file" json:"apiTokenFile"`
 	ImageAge    string      `codec:"image_gc_age" json:"imageGCAge"`
 	ImageHigh   int         `codec:"image_gc_high_percent" json:"imageGCHighPercent"`
 	ImageLow    int         `codec:"image_gc_low_percent" json:"imageGCLowPercent"`
 	Build       BuildConfig `codec:"build" json:"build"`
 	Suspend     string      `codec:"suspend_after" json:"suspendAfter"`
 	LogLevel    string      `codec:"log_level" json:"logLevel"`
+
+	// TakeOver lets a supervisor that is being started take the tasks of the running one.
+	TakeOver bool `codec:"-" json:"-"`
 }
 
 // BuildConfig is what the operator passes into builds: proxies, mirrors, CA bundles.
@@ -174,6 +179,9 @@ func (c Config) Group() string { return "leapcell-" + c.Name }
 
 // Socket is where the supervisor listens.
 func (c Config) Socket() string { return filepath.Join(c.StateDir, "supervisor.sock") }
+
+// HandoverSocket is where the supervisors of the node meet.
+func (c Config) HandoverSocket() string { return filepath.Join(c.StateDir, "handover.sock") }
 
 // RunDir holds what must not reach a disk and need not survive a reboot.
 func (c Config) RunDir() string { return filepath.Join("/run", c.Group()) }

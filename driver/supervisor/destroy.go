@@ -23,9 +23,9 @@ import (
 func Destroy(ctx context.Context, cfg Config) error {
 	endSupervisor(ctx, cfg)
 	errs := []error{killGroup(ctx, cfg.Group())}
-	errs = append(errs, unmountBelow(cfg.RunDir()), unmountBelow(cfg.path("scratch")))
+	errs = append(errs, spoolPages(cfg), unmountBelow(cfg.RunDir()), unmountBelow(cfg.path("scratch")))
 	errs = append(errs, network.Destroy(cfg.Name), removeGroup(cfg.Group()))
-	for _, dir := range []string{cfg.RunDir(), cfg.path("scratch"), cfg.path("tasks"), cfg.Socket(), cfg.path("supervisor.lock"), cfg.File()} {
+	for _, dir := range []string{cfg.RunDir(), cfg.path("scratch"), cfg.path("tasks"), cfg.Socket(), cfg.HandoverSocket(), cfg.path("supervisor.lock"), cfg.File()} {
 		errs = append(errs, os.RemoveAll(dir))
 	}
 	return errors.Join(errs...)
@@ -42,9 +42,9 @@ func endSupervisor(ctx context.Context, cfg Config) {
 	}
 	// It holds the lock until its last breath.
 	for {
-		unlock, err := lock(cfg.path("supervisor.lock"))
+		held, err := lock(cfg.path("supervisor.lock"))
 		if err == nil {
-			unlock()
+			_ = held.Close()
 			return
 		}
 		select {

@@ -36,6 +36,23 @@ func (e *events) add(ev Event) {
 	e.more = make(chan struct{})
 }
 
+// all is what is kept.
+func (e *events) all() []Event {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return append([]Event(nil), e.ring...)
+}
+
+// restore puts the events of the former supervisor before those to come.
+func (e *events) restore(former []Event) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.ring = append(e.ring, former...)
+	if n := len(former); n > 0 {
+		e.seq = max(e.seq, former[n-1].Seq)
+	}
+}
+
 // last is the number of the newest event.
 func (e *events) last() int64 {
 	e.mu.Lock()

@@ -26,6 +26,8 @@ type fakeImages struct {
 	pull   func(ctx context.Context) error
 	commit func(ctx context.Context, r image.Result) error
 
+	mount func() // called by Mount, with the mount made
+
 	mu        sync.Mutex
 	mounted   map[string]bool
 	committed []image.Result
@@ -48,6 +50,11 @@ func (f *fakeImages) Mount(_ *image.Image, dir string) error {
 		f.mounted = map[string]bool{}
 	}
 	f.mounted[dir] = true
+	if f.mount != nil {
+		f.mu.Unlock()
+		f.mount()
+		f.mu.Lock()
+	}
 	return nil
 }
 
@@ -83,8 +90,11 @@ func (f *fakeImages) left() int { f.mu.Lock(); defer f.mu.Unlock(); return len(f
 
 // fakeNetworks hands out namespaces that are all the host's own network.
 type fakeNetworks struct {
-	mu  sync.Mutex
-	out map[string]bool
+	got func() // called by Get, with the namespace handed out
+
+	mu   sync.Mutex
+	out  map[string]bool
+	held map[string]bool // left by a supervisor that died
 }
 
 type fakeNamespace struct{ name string }
@@ -110,7 +120,17 @@ var (
 
 func (f *fakeNetworks) Get(context.Context) (Namespace, error) {
 	n, err := f.Adopt("ns-1")
+	if f.got != nil {
+		f.got()
+	}
 	return n, err
+}
+
+// died is the end of the supervisor that had the namespaces.
+func (f *fakeNetworks) died() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.held, f.out = f.out, nil
 }
 
 func (f *fakeNetworks) Adopt(name string) (Namespace, error) {
@@ -120,6 +140,7 @@ func (f *fakeNetworks) Adopt(name string) (Namespace, error) {
 		f.out = map[string]bool{}
 	}
 	f.out[name] = true
+	delete(f.held, name)
 	return fakeNamespace{name}, nil
 }
 
@@ -128,14 +149,25 @@ func (f *fakeNetworks) Put(n Namespace) {
 	defer f.mu.Unlock()
 	delete(f.out, n.NetnsName())
 }
+func (f *fakeNetworks) Settle() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.held = nil
+}
 func (f *fakeNetworks) ResolvConf() []byte { return []byte("nameserver 192.0.2.1\n") }
 func (f *fakeNetworks) Close() error       { return nil }
-func (f *fakeNetworks) left() int          { f.mu.Lock(); defer f.mu.Unlock(); return len(f.out) }
+func (f *fakeNetworks) left() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.out) + len(f.held)
+}
 
 // fakeCells starts cells that are functions: program is the app.
 type fakeCells struct {
 	program func(c *fakeCell)
+	made    func() // called by Start, with the process made
 	refuse  error
+	adopted func(c *fakeCell) Cell // what Adopt gives in place of the cell
 
 	mu    sync.Mutex
 	cells []*fakeCell
@@ -145,8 +177,9 @@ func (f *fakeCells) Start(_ context.Context, cfg cell.Config) (Cell, error) {
 	if f.refuse != nil {
 		return nil, f.refuse
 	}
-	c := &fakeCell{cfg: cfg, ended: make(chan struct{}), signals: make(chan unix.Signal, 8), started: time.Now()}
+	c := &fakeCell{cfg: cfg, exec: f.exec, ended: make(chan struct{}), signals: make(chan unix.Signal, 8), started: time.Now()}
 	f.mu.Lock()
+	c.pid = 4711 + len(f.cells)
 	f.cells = append(f.cells, c)
 	f.mu.Unlock()
 	// The app keeps its outputs over the supervisor's end, as a process does.
@@ -162,6 +195,9 @@ func (f *fakeCells) Start(_ context.Context, cfg cell.Config) (Cell, error) {
 		*out = os.NewFile(uintptr(fd), file.Name())
 	}
 	go f.program(c)
+	if f.made != nil {
+		f.made()
+	}
 	return c, nil
 }
 
@@ -170,7 +206,15 @@ func (f *fakeCells) Adopt(cfg cell.Config, pid int) (Cell, error) {
 	defer f.mu.Unlock()
 	for _, c := range f.cells {
 		if c.PID() == pid && !c.isDeleted() {
+			if f.adopted != nil {
+				return f.adopted(c), nil
+			}
 			return c, nil
+		}
+	}
+	for _, c := range f.cells { // what there is of it goes, whoever it is
+		if c.cfg.ID == cfg.ID && !c.isDeleted() {
+			_, _ = c.Kill(), c.Delete()
 		}
 	}
 	return nil, errors.New("no such process")
@@ -184,6 +228,7 @@ func (f *fakeCells) last() *fakeCell {
 
 type fakeCell struct {
 	cfg            cell.Config
+	pid            int
 	started        time.Time
 	stdout, stderr *os.File
 	ended          chan struct{}
@@ -199,7 +244,7 @@ type fakeCell struct {
 
 func (c *fakeCell) end(e cell.Exit) { c.once.Do(func() { c.exit = e; close(c.ended) }) }
 
-func (c *fakeCell) PID() int             { return 4711 }
+func (c *fakeCell) PID() int             { return c.pid }
 func (c *fakeCell) StartedAt() time.Time { return c.started }
 func (c *fakeCell) Wait(ctx context.Context) (cell.Exit, error) {
 	select {
@@ -227,6 +272,9 @@ func (c *fakeCell) SetReady() error           { return c.set(&c.ready, true) }
 func (c *fakeCell) isDeleted() bool           { c.mu.Lock(); defer c.mu.Unlock(); return c.deleted }
 func (c *fakeCell) Stats() (cell.Stats, error) {
 	return cell.Stats{CPUNanos: 5, Memory: 6}, nil
+}
+func (c *fakeCell) Exec(ctx context.Context, e cell.ExecConfig) (cell.Exit, error) {
+	return c.exec(ctx, c, e)
 }
 func (c *fakeCell) Kill() error { c.end(cell.Exit{Code: 137, Signal: 9}); return nil }
 func (c *fakeCell) Delete() error {
@@ -311,8 +359,9 @@ func newNode(t *testing.T, program func(*fakeCell)) *node {
 	n.options = Options{
 		Group: "leapcell-test", RunDir: filepath.Join(n.dir, "run"), RecordDir: filepath.Join(n.dir, "tasks"),
 		ScratchDir: filepath.Join(n.dir, "scratch"), CacheDir: filepath.Join(n.dir, "caches"),
-		SuspendAfter: 5 * time.Millisecond,
-		Images:       n.images, Networks: n.networks, Cells: n.cells, Envs: fakeEnvs{},
+		HandoverSocket: filepath.Join(n.dir, "handover.sock"),
+		SuspendAfter:   5 * time.Millisecond,
+		Images:         n.images, Networks: n.networks, Cells: n.cells, Envs: fakeEnvs{},
 	}
 	n.restart()
 	t.Cleanup(func() {

@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lock makes sure that a state folder has one supervisor; the kernel lifts it when the
-// process ends, however it does.
-func lock(name string) (unlock func(), err error) {
+// lock makes sure that a state folder has one supervisor. It lasts until the file is closed in
+// every process that has it; the kernel does so when a process ends, however it does.
+func lock(name string) (*os.File, error) {
 	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 		return nil, err
 	}
@@ -30,7 +30,7 @@ func lock(name string) (unlock func(), err error) {
 		}
 		return nil, fmt.Errorf("lock %s: %w", name, err)
 	}
-	return func() { _ = f.Close() }, nil
+	return f, nil
 }
 
 // ProgramID tells one build of a program from another that has taken its path; "" when the

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -151,10 +152,11 @@ func (r *rotator) close() {
 // reading as well: while no supervisor reads, the app blocks when it is full, and does not
 // die of it.
 type pipe struct {
-	app *os.File // what the app gets
-	in  *os.File // what we read
-	out *rotator
-	end chan struct{}
+	app  *os.File // what the app gets
+	in   *os.File // what we read
+	out  *rotator
+	end  chan struct{} // closed when nothing is copied any more
+	keep atomic.Bool   // what is in the pipe stays there
 }
 
 // openPipe makes the pipe if it is not there and begins to read.
@@ -198,7 +200,10 @@ func (p *pipe) pump() {
 			got = p.copyOnce(int(fd))
 			return got
 		})
-		if err != nil { // the deadline that close sets
+		if err != nil { // the deadline that close and pause set
+			if p.keep.Load() {
+				return
+			}
 			_ = raw.Control(func(fd uintptr) {
 				for p.copyOnce(int(fd)) {
 				}
@@ -227,6 +232,27 @@ func (p *pipe) copyOnce(fd int) bool {
 func (p *pipe) close() {
 	_ = p.in.SetReadDeadline(time.Unix(1, 0))
 	<-p.end
+	_ = p.in.Close()
+	_ = p.app.Close()
+}
+
+// pause stops copying: what the app writes stays in the pipe, for resume or for another
+// supervisor that opens it.
+func (p *pipe) pause() {
+	p.keep.Store(true)
+	_ = p.in.SetReadDeadline(time.Unix(1, 0))
+	<-p.end
+}
+
+func (p *pipe) resume() {
+	p.keep.Store(false)
+	_ = p.in.SetReadDeadline(time.Time{})
+	p.end = make(chan struct{})
+	go p.pump()
+}
+
+// abandon lets go of a paused pipe.
+func (p *pipe) abandon() {
 	_ = p.in.Close()
 	_ = p.app.Close()
 }
@@ -266,6 +292,36 @@ func openLogs(r StartRequest, dir string, joined bool, log *slog.Logger) (*logs,
 		return nil, err
 	}
 	return l, nil
+}
+
+// pipes are those of the task, each once.
+func (l *logs) pipes() []*pipe {
+	if l.joined {
+		return []*pipe{l.stdoutPipe}
+	}
+	return []*pipe{l.stdoutPipe, l.stderrPipe}
+}
+
+func (l *logs) pause() {
+	for _, p := range l.pipes() {
+		p.pause()
+	}
+}
+
+func (l *logs) resume() {
+	for _, p := range l.pipes() {
+		p.resume()
+	}
+}
+
+// abandon gives paused logs to another supervisor: what is said from here on is lost.
+func (l *logs) abandon() {
+	for _, p := range l.pipes() {
+		p.abandon()
+	}
+	l.stdoutPipe, l.stderrPipe = nil, nil
+	l.stdout.close()
+	l.stderr.close()
 }
 
 // say writes a message of the platform to the owner's log.

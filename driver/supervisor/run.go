@@ -16,15 +16,11 @@ import (
 // ErrRunning says that the platform has a supervisor already.
 var ErrRunning = errors.New("another supervisor has the state folder")
 
-// Run is a supervisor's process from beginning to end: until ctx is done or somebody asks
-// for its shutdown. When ctx ends it, running instances stay: the next one takes them over.
+// Run is a supervisor's process from beginning to end: until ctx is done, somebody asks for
+// its shutdown, or another one has taken its tasks over and nothing is left to do. When ctx
+// ends it, running instances stay: the next one takes them over.
 func Run(ctx context.Context, cfg Config) error {
 	log := newLog(cfg.LogLevel)
-	unlock, err := lock(cfg.path("supervisor.lock"))
-	if err != nil {
-		return err
-	}
-	defer unlock()
 	// Nothing of what started us may decide about instances or reach Vault and Nomad by
 	// other settings than ours.
 	os.Clearenv()
@@ -44,27 +40,42 @@ func Run(ctx context.Context, cfg Config) error {
 			return err
 		}
 	}
-	options, err := wire(cfg, log)
+	c, err := stake(cfg, log)
 	if err != nil {
 		return err
+	}
+	defer c.release()
+	options, err := wire(cfg, log, c.commit)
+	if err != nil {
+		return err // a former supervisor sees our end and goes on, unless it had committed
 	}
 	s := New(options)
-	if err := s.Recover(); err != nil {
+	if err := s.recoverAll(c); err != nil {
 		log.Error("not all tasks could be read", "error", err)
 	}
-	return serve(ctx, s, cfg, log)
+	present, stop := s.present(ctx)
+	defer stop()
+	go s.meters.run(present)
+	return serve(ctx, s, c, cfg, log)
 }
 
-// serve answers on the socket until the end.
-func serve(ctx context.Context, s *Supervisor, cfg Config, log *slog.Logger) error {
-	_ = os.Remove(cfg.Socket()) // we hold the lock: it is a dead one's
-	listener, err := net.Listen("unix", cfg.Socket())
+// serve answers on the sockets until the end.
+func serve(ctx context.Context, s *Supervisor, c *claim, cfg Config, log *slog.Logger) error {
+	peers, err := listenPeers(cfg.HandoverSocket())
 	if err != nil {
 		return err
 	}
-	if err := os.Chmod(cfg.Socket(), 0o600); err != nil {
-		return errors.Join(err, listener.Close())
+	defer peers.Close()
+	go s.servePeers(peers, c.lock)
+	listener, err := listenSocket(cfg.Socket())
+	if err != nil {
+		return err
 	}
+	defer func() {
+		if !s.pace.isMoved() { // else they are another's
+			_, _ = os.Remove(cfg.Socket()), os.Remove(cfg.HandoverSocket())
+		}
+	}()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	server := &http.Server{Handler: s.Handler(cancel), ReadHeaderTimeout: 10 * time.Second}
@@ -73,8 +84,8 @@ func serve(ctx context.Context, s *Supervisor, cfg Config, log *slog.Logger) err
 	log.Info("supervisor is ready", "pid", os.Getpid(), "name", cfg.Name, "version", Version, "socket", cfg.Socket())
 	select {
 	case err = <-failed:
+	case <-s.left:
 	case <-ctx.Done():
-		err = nil
 	}
 	end, stop := context.WithTimeout(context.Background(), time.Second)
 	defer stop()
@@ -83,6 +94,22 @@ func serve(ctx context.Context, s *Supervisor, cfg Config, log *slog.Logger) err
 	}
 	log.Info("supervisor ends")
 	return err
+}
+
+// listenSocket takes the socket's name in one step: whoever connects meanwhile finds a former
+// supervisor, which tells to ask again.
+func listenSocket(socket string) (net.Listener, error) {
+	name := socket + ".new"
+	_ = os.Remove(name)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: name, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	l.SetUnlinkOnClose(false) // the name may be another's by then
+	if err := errors.Join(os.Chmod(name, 0o600), os.Rename(name, socket)); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
 }
 
 func newLog(level string) *slog.Logger {

@@ -30,7 +30,6 @@ func (s *Supervisor) Handler(shutdown func()) http.Handler {
 		"GET /v1/tasks":        func(r *http.Request) (any, error) { return s.List(), nil },
 		"GET /v1/task":         func(r *http.Request) (any, error) { return s.Inspect(r.FormValue("id")) },
 		"GET /v1/task/stats":   func(r *http.Request) (any, error) { return s.Stats(r.FormValue("id")) },
-		"POST /v1/task/start":  s.handleStart,
 		"GET /v1/task/wait":    s.handleWait,
 		"POST /v1/task/stop":   s.handleStop,
 		"POST /v1/task/signal": s.handleSignal,
@@ -44,9 +43,25 @@ func (s *Supervisor) Handler(shutdown func()) http.Handler {
 			return struct{}{}, nil
 		},
 	} {
-		mux.Handle(pattern, h)
+		mux.Handle(pattern, s.unlessMoved(h))
 	}
+	mux.HandleFunc("POST /v1/task/start", s.serveStart)
+	mux.HandleFunc("POST /v1/task/exec", s.serveExec)
 	return mux
+}
+
+// unlessMoved answers that the tasks were handed over, also to who was waiting meanwhile.
+func (s *Supervisor) unlessMoved(h handler) handler {
+	return func(r *http.Request) (any, error) {
+		if s.pace.isMoved() {
+			return nil, errMoved
+		}
+		v, err := h(r)
+		if err != nil && s.pace.isMoved() {
+			return nil, errMoved
+		}
+		return v, err
+	}
 }
 
 // handler answers with its value as JSON, or with its error.
@@ -72,6 +87,9 @@ func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			status = http.StatusBadRequest
 		case f.Code == leapcell.CodeConflict:
 			status = http.StatusConflict
+		case f.Code == CodeMoved:
+			status = http.StatusMisdirectedRequest
+			w.Header().Set("Connection", "close")
 		}
 		w.WriteHeader(status)
 		v = f
@@ -79,12 +97,26 @@ func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(v)
 }
 
-func (s *Supervisor) handleStart(r *http.Request) (any, error) {
+// serveStart starts a task for as long as somebody wants it: when the answer cannot be
+// delivered, whoever asked believes that the start failed, and nobody would ever stop it.
+func (s *Supervisor) serveStart(w http.ResponseWriter, r *http.Request) {
 	var req StartRequest
-	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
-		return nil, leapcell.Errorf(leapcell.CodeInvalid, "start: %w", err)
+	begun := false
+	s.unlessMoved(func(r *http.Request) (any, error) {
+		if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
+			return nil, leapcell.Errorf(leapcell.CodeInvalid, "start: %w", err)
+		}
+		status, first, err := s.start(req)
+		begun = first
+		return status, err
+	}).ServeHTTP(w, r)
+	if err := http.NewResponseController(w).Flush(); err == nil || !begun {
+		return
 	}
-	return s.Start(req)
+	s.log.Warn("nobody waits for the start any more: the task is ended", "task", req.ID)
+	if err := s.Destroy(req.ID, true); err != nil && !errors.Is(err, ErrNotFound) {
+		s.log.Error("task could not be ended", "task", req.ID, "error", err)
+	}
 }
 
 // waitAnswer has no exit when the task did not end in time.
@@ -133,5 +165,7 @@ func (s *Supervisor) handleEvents(r *http.Request) (any, error) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), longPoll)
 	defer cancel()
+	ctx, stop := s.present(ctx)
+	defer stop()
 	return s.events.after(ctx, after), nil
 }

@@ -17,8 +17,15 @@ type record struct {
 	Netns     string       `json:"netns,omitempty"`
 	StartedAt time.Time    `json:"startedAt,omitzero"`
 	App       string       `json:"app,omitempty"` // address that answered the probe; "" until ready
+	Stop      *stopOrder   `json:"stop,omitempty"`
 	Exit      *Exit        `json:"exit,omitempty"`
 	EndedAt   time.Time    `json:"endedAt,omitzero"`
+}
+
+// stopOrder is a stop that was asked for: it does not end with the supervisor that got it.
+type stopOrder struct {
+	Until  time.Time `json:"until"`
+	Signal int       `json:"signal,omitempty"`
 }
 
 // records is the folder of them.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -12,24 +13,29 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/leapcell/leapcell/driver/cell"
 	"github.com/leapcell/leapcell/driver/gate"
 )
 
 // Options is what a [Supervisor] is made of.
 type Options struct {
-	Group        string // cgroup of the platform
-	RunDir       string // on a tmpfs
-	RecordDir    string // what must survive a restart of the supervisor
-	ScratchDir   string // what builds and persistent instances write
-	CacheDir     string // kept between builds
-	DiskMB       int    // for what a persistent instance writes; 0: no limit
-	SuspendAfter time.Duration
-	Build        BuildConfig
+	Group      string // cgroup of the platform
+	RunDir     string // on a tmpfs
+	RecordDir  string // what must survive a restart of the supervisor
+	ScratchDir string // what builds and persistent instances write
+	CacheDir   string // kept between builds
+	DiskMB     int    // for what a persistent instance writes; 0: no limit
+	// HandoverSocket is where former and future supervisors of the node are met.
+	HandoverSocket string
+	MeterDir       string // figures that nobody took in yet
+	SuspendAfter   time.Duration
+	Build          BuildConfig
 
 	Images   Images
 	Networks Networks
 	Cells    Cells
 	Envs     Envs
+	MeterAPI MeterAPI // nil: figures stay on the node
 	Log      *slog.Logger
 }
 
@@ -43,11 +49,18 @@ type Supervisor struct {
 	log      *slog.Logger
 	events   *events
 	records  records
+	meters   *meters
+	pace     *pace
+	left     chan struct{}           // closed when all was handed over and nothing is left to do
+	deaths   deaths                  // what former supervisors report
+	sockets  map[string]net.Listener // by task: passed on by the former supervisor; used by Recover only
 
 	mu      sync.Mutex
 	tasks   map[string]*task
+	turns   map[string]chan struct{} // by task: whoever starts or destroys it
 	closed  bool
 	retired map[string]*gate.Gate // by address: failed starts that still answer why
+	elders  map[*peer]bool        // former supervisors that still serve requests
 }
 
 // New makes a supervisor without tasks.
@@ -57,8 +70,28 @@ func New(o Options) *Supervisor {
 	}
 	return &Supervisor{
 		cfg: o, images: o.Images, networks: o.Networks, cells: o.Cells, envs: o.Envs, log: o.Log,
-		events: newEvents(), records: records{o.RecordDir},
-		tasks: map[string]*task{}, retired: map[string]*gate.Gate{},
+		events: newEvents(), records: records{o.RecordDir}, meters: newMeters(o), pace: newPace(), left: make(chan struct{}),
+		tasks: map[string]*task{}, turns: map[string]chan struct{}{}, retired: map[string]*gate.Gate{}, elders: map[*peer]bool{},
+	}
+}
+
+// turn waits until nobody else starts or destroys the task of that ID; done ends it.
+func (s *Supervisor) turn(id string) (done func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.turns[id] != nil {
+		other := s.turns[id]
+		s.mu.Unlock()
+		<-other
+		s.mu.Lock()
+	}
+	mine := make(chan struct{})
+	s.turns[id] = mine
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.turns, id)
+		close(mine)
 	}
 }
 
@@ -66,30 +99,35 @@ func New(o Options) *Supervisor {
 // meanwhile, and what goes wrong from here on is the task's exit. Starting a task that runs
 // already does nothing; one that ended is started anew.
 func (s *Supervisor) Start(req StartRequest) (Status, error) {
+	status, _, err := s.start(req)
+	return status, err
+}
+
+// start reports also whether it was this call that began the task.
+func (s *Supervisor) start(req StartRequest) (status Status, begun bool, err error) {
 	begin := time.Now()
 	if req.Config.Port == 0 {
 		req.Config.Port = 8080
 	}
 	if err := req.validate(); err != nil {
-		return Status{}, err
+		return Status{}, false, err
 	}
-	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
-		return Status{}, errors.New("the supervisor is shutting down")
+	defer s.turn(req.ID)()
+	if err := s.pace.begin(); err != nil {
+		return Status{}, false, err
 	}
-	if old := s.tasks[req.ID]; old != nil {
-		select {
-		case <-old.done:
-		default:
-			s.mu.Unlock()
-			return old.status(), nil
+	t, begun, err := s.open(req, begin)
+	if err != nil || !begun {
+		s.pace.end()
+		if err != nil {
+			return Status{}, false, err
 		}
+		return t.status(), false, nil
 	}
-	s.mu.Unlock()
-	t, err := newTask(s, req, begin)
-	if err != nil {
-		return Status{}, err
+	t.step = true // until the app was started, or the task is over
+	if t.gate == nil {
+		t.long = true
+		s.pace.build(1)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	t.cancel = cancel
@@ -97,7 +135,28 @@ func (s *Supervisor) Start(req StartRequest) (Status, error) {
 	s.tasks[req.ID] = t
 	s.mu.Unlock()
 	go t.run(ctx)
-	return t.status(), nil
+	return t.status(), true, nil
+}
+
+// open makes a new task for req, or finds the one that runs.
+func (s *Supervisor) open(req StartRequest, begin time.Time) (t *task, made bool, err error) {
+	s.mu.Lock()
+	old, closed := s.tasks[req.ID], s.closed
+	s.mu.Unlock()
+	if closed {
+		return nil, false, errors.New("the supervisor is shutting down")
+	}
+	if old != nil {
+		select {
+		case <-old.done:
+		default:
+			return old, false, nil
+		}
+	}
+	if t, err = newTask(s, req, begin); err != nil {
+		return nil, false, errors.Join(err, os.RemoveAll(filepath.Join(s.cfg.RunDir, "tasks", req.cellID())))
+	}
+	return t, true, nil
 }
 
 func (s *Supervisor) task(id string) (*task, error) {
@@ -143,9 +202,24 @@ func (s *Supervisor) Wait(ctx context.Context, id string) (Exit, error) {
 	select {
 	case <-t.done:
 		return *t.status().Exit, nil
+	case <-s.pace.moved:
+		return Exit{}, errMoved
 	case <-ctx.Done():
 		return Exit{}, ctx.Err()
 	}
+}
+
+// present is a context that ends when the tasks are handed over.
+func (s *Supervisor) present(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		select {
+		case <-s.pace.moved:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
 }
 
 // Stop ends a task within about timeout and returns when nothing is left of it. [LI3]
@@ -154,12 +228,13 @@ func (s *Supervisor) Stop(id string, timeout time.Duration, signal unix.Signal) 
 	if err != nil {
 		return err
 	}
-	t.stop(timeout, signal)
-	return nil
+	return t.stop(timeout, signal)
 }
 
-// Destroy forgets a task; one that runs is stopped at once if force is set.
+// Destroy forgets a task; one that runs is stopped at once if force is set. One that is just
+// being started is waited for: when Destroy has returned, nothing of that ID is there.
 func (s *Supervisor) Destroy(id string, force bool) error {
+	defer s.turn(id)()
 	t, err := s.task(id)
 	if err != nil {
 		return err
@@ -170,8 +245,14 @@ func (s *Supervisor) Destroy(id string, force bool) error {
 		if !force {
 			return fmt.Errorf("task %s is running: stop it first", id)
 		}
-		t.stop(time.Second, unix.SIGTERM)
+		if err := t.stop(time.Second, unix.SIGTERM); err != nil {
+			return err
+		}
 	}
+	if err := s.pace.begin(); err != nil {
+		return err
+	}
+	defer s.pace.end()
 	s.mu.Lock()
 	if s.tasks[id] == t {
 		delete(s.tasks, id)
@@ -180,31 +261,13 @@ func (s *Supervisor) Destroy(id string, force bool) error {
 	return s.records.remove(t.id)
 }
 
-// Signal sends a signal to the app, thawing it for that.
-func (s *Supervisor) Signal(id string, signal unix.Signal) error {
-	t, err := s.task(id)
-	if err != nil {
-		return err
-	}
-	t.mu.Lock()
-	c := t.cell
-	t.mu.Unlock()
-	if c == nil {
-		return fmt.Errorf("task %s has no process yet", id)
-	}
-	return c.Signal(signal)
-}
-
 // Stats is what the task uses.
 func (s *Supervisor) Stats(id string) (TaskStats, error) {
 	t, err := s.task(id)
 	if err != nil {
 		return TaskStats{}, err
 	}
-	out := TaskStats{Time: time.Now()}
-	if t.gate != nil {
-		out.Gate = t.gate.Stats()
-	}
+	out := TaskStats{Time: time.Now(), Gate: t.gateStats()}
 	t.mu.Lock()
 	c, ended := t.cell, t.rec.Exit != nil
 	t.mu.Unlock()
@@ -261,41 +324,123 @@ func (s *Supervisor) evict(address string) {
 	g.Close(ctx)
 }
 
-// Recover takes over what an earlier supervisor left running. It is called once, before
-// anybody else calls anything.
-func (s *Supervisor) Recover() error {
-	recs, err := s.records.load()
-	for _, rec := range recs {
-		s.recover(rec)
+// Recover takes over what an earlier supervisor left running, and removes what it left in the
+// middle of a start. It is called once, before anybody else calls anything.
+func (s *Supervisor) Recover() error { return s.recoverAll(&claim{}) }
+
+// recoverAll is Recover with what a living supervisor passed on.
+func (s *Supervisor) recoverAll(c *claim) error {
+	s.sockets = c.sockets
+	s.events.restore(c.events)
+	var visit *guests
+	if c.former != nil {
+		visit = s.welcome(c.former)
 	}
+	recs, err := s.records.load()
+	known := map[string]bool{}
+	for _, rec := range recs {
+		known[rec.Request.cellID()] = true
+		t := s.recover(rec)
+		if t != nil && c.busy[rec.Request.ID] {
+			visit.adopt(t)
+		}
+		s.goOn(t, rec)
+	}
+	c.closeSockets()
+	if visit != nil {
+		go visit.serve()
+	}
+	s.sweep(known)
+	s.networks.Settle()
 	return err
 }
 
-func (s *Supervisor) recover(rec record) {
+// recover takes one task over; nil when nothing of it runs.
+func (s *Supervisor) recover(rec record) *task {
 	log := s.log.With("task", rec.Request.ID)
 	if rec.Exit != nil {
 		t := &task{sup: s, req: rec.Request, id: rec.Request.cellID(), rec: rec, log: log, done: make(chan struct{}), cancel: func() {}}
 		close(t.done)
 		s.tasks[rec.Request.ID] = t
-		return
+		return nil
 	}
 	t, err := newTask(s, rec.Request, time.Now())
 	if err != nil {
 		// Nomad is told that nobody knows the task, and starts it anew.
-		log.Error("task could not be taken over", "error", errors.Join(err, s.records.remove(rec.Request.cellID())))
-		return
+		log.Error("task could not be taken over", "error", errors.Join(err, s.ruin(rec)))
+		return nil
 	}
 	s.tasks[rec.Request.ID] = t
 	if err = t.adopt(rec); err == nil {
 		log.Info("task taken over", "pid", rec.PID)
-		go func() { t.finish(t.attend()) }()
-		return
+		return t
 	}
 	log.Error("task could not be taken over", "error", err)
 	if t.gate != nil {
 		_ = t.gate.Drain(context.Background()) // it is empty: who comes is sent elsewhere
 	}
-	go t.finish(Exit{Code: 1, Message: "ended while the supervisor was not running"})
+	exit := Exit{Code: 1, Message: "ended while the supervisor was not running"}
+	if rec.Stop != nil {
+		exit = Exit{Message: "stopped"}
+	}
+	go t.finish(exit)
+	return nil
+}
+
+// goOn lets a task that was taken over live on, or stops it if that was asked for before.
+func (s *Supervisor) goOn(t *task, rec record) {
+	if t == nil {
+		return
+	}
+	go func() { t.finish(t.attend()) }()
+	if stop := rec.Stop; stop != nil {
+		go func() { _ = t.stop(max(time.Until(stop.Until), time.Second), unix.Signal(stop.Signal)) }()
+	}
+}
+
+// ruin removes what is there of a task that cannot be taken over.
+func (s *Supervisor) ruin(rec record) error {
+	id := rec.Request.cellID()
+	dir := filepath.Join(s.cfg.RunDir, "tasks", id)
+	var errs []error
+	c, err := s.cells.Adopt(cell.Config{
+		ID: id, Dir: filepath.Join(dir, "cell"), Rootfs: filepath.Join(dir, "rootfs"), Mode: rec.Request.Config.Mode,
+		MemoryMB: rec.Request.MemoryMB, CgroupParent: s.cfg.Group,
+	}, rec.PID)
+	if err == nil {
+		errs = append(errs, c.Kill(), c.Delete())
+	} // else it goes by itself
+	if ns, err := s.networks.Adopt(rec.Netns); err == nil {
+		s.networks.Put(ns)
+	}
+	return errors.Join(append(errs, s.removeFiles(id), s.records.remove(id))...)
+}
+
+// removeFiles removes the mount, the run folder and what the task of that ID wrote.
+func (s *Supervisor) removeFiles(id string) error {
+	dir := filepath.Join(s.cfg.RunDir, "tasks", id)
+	err := s.images.Unmount(filepath.Join(dir, "rootfs"))
+	if err != nil {
+		return err // what is in it must not be removed through it
+	}
+	return errors.Join(os.RemoveAll(dir), os.RemoveAll(s.scratch(id)))
+}
+
+// sweep removes what belongs to no task that is known: a start that had not been written
+// down yet.
+func (s *Supervisor) sweep(known map[string]bool) {
+	for _, dir := range []string{filepath.Join(s.cfg.RunDir, "tasks"), s.cfg.ScratchDir} {
+		entries, _ := os.ReadDir(dir)
+		for _, e := range entries {
+			if known[e.Name()] {
+				continue
+			}
+			s.log.Info("removing what is left of a start", "cell", e.Name())
+			if err := s.removeFiles(e.Name()); err != nil {
+				s.log.Error("remove what is left of a start", "cell", e.Name(), "error", err)
+			}
+		}
+	}
 }
 
 // Shutdown ends the supervisor's own things. With tasks that run it fails, unless force is
@@ -315,13 +460,27 @@ func (s *Supervisor) Shutdown(force bool) error {
 		return fmt.Errorf("%d tasks are running", len(running))
 	}
 	s.closed = true
+	s.mu.Unlock()
+	var all sync.WaitGroup
+	for _, t := range running {
+		all.Go(func() { _ = t.stop(time.Second, unix.SIGTERM) })
+	}
+	all.Wait()
+	if s.pace.isMoved() {
+		return errMoved
+	}
+	s.closeRetired()
+	s.meters.close()
+	return s.networks.Close()
+}
+
+// closeRetired ends all gates of failed starts now.
+func (s *Supervisor) closeRetired() {
+	s.mu.Lock()
 	retired := s.retired
 	s.retired = map[string]*gate.Gate{}
 	s.mu.Unlock()
 	var all sync.WaitGroup
-	for _, t := range running {
-		all.Go(func() { t.stop(time.Second, unix.SIGTERM) })
-	}
 	for _, g := range retired {
 		all.Go(func() {
 			ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
@@ -330,7 +489,6 @@ func (s *Supervisor) Shutdown(force bool) error {
 		})
 	}
 	all.Wait()
-	return s.networks.Close()
 }
 
 // scratch is where what a task writes goes to.
@@ -348,5 +506,5 @@ func (s *Supervisor) health() Health {
 			n++
 		}
 	}
-	return Health{Version: Version, Program: ProgramID("/proc/self/exe"), PID: os.Getpid(), Tasks: n, LastSeq: s.events.last()}
+	return Health{Version: Version, Program: ProgramID("/proc/self/exe"), PID: os.Getpid(), Tasks: n, LastSeq: s.events.last(), Handover: handoverVersion}
 }

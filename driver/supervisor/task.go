@@ -19,6 +19,7 @@ import (
 	"github.com/leapcell/leapcell/driver/cell"
 	"github.com/leapcell/leapcell/driver/gate"
 	"github.com/leapcell/leapcell/driver/image"
+	"github.com/leapcell/leapcell/driver/meter"
 )
 
 // task is one task of the node from the order to start it until it is destroyed. One
@@ -29,11 +30,18 @@ type task struct {
 	id   string // of the cell
 	dir  string // run folder, on a tmpfs
 	gate *gate.Gate
+	naps naps
+	page *meter.Page // what the task is charged for
 	logs *logs
 	log  *slog.Logger
 
 	cancel context.CancelFunc // ends a start that is under way, and builds
 	done   chan struct{}      // closed when exit is set and nothing is left of the task
+	step   bool               // a step of the pace is held; touched by the task's goroutine only
+	long   bool               // the step is a build
+
+	visits visits     // commands of operators
+	saving sync.Mutex // one file, one writer
 
 	mu       sync.Mutex
 	cell     Cell // nil until it was launched
@@ -41,6 +49,8 @@ type task struct {
 	mounted  bool
 	stopping bool
 	rec      record
+	died     cell.Exit // how the process ended, before it is put into words
+	elder    *elder    // set when the task was handed over
 }
 
 // backend lets a gate reach a cell.
@@ -68,22 +78,23 @@ func newTask(s *Supervisor, req StartRequest, begin time.Time) (*task, error) {
 		return t, nil
 	}
 	if t.build() {
+		t.openMeter()
 		return t, nil
 	}
-	listener, err := s.listen(req.Address)
+	listener, err := s.listen(req)
 	if err != nil {
 		t.logs.close()
-		if errors.Is(err, unix.EADDRINUSE) {
-			return nil, leapcell.Wrap(leapcell.CodeStartFailed, err, leapcell.TextPortTaken+": "+req.Address)
-		}
-		return nil, leapcell.Wrap(leapcell.CodeStartFailed, err, "the gate could not listen on "+req.Address)
+		return nil, err
 	}
+	t.openMeter()
 	t.gate = gate.New(gate.Config{
 		Instance: req.AllocID, Listener: listener, Mode: req.Config.Mode, Port: req.Config.Port, Begin: begin,
 		Concurrency:    req.Config.Concurrency,
 		StartTimeout:   duration(req.Config.StartTimeout),
 		RequestTimeout: duration(req.Config.RequestTimeout),
 		SuspendAfter:   s.cfg.SuspendAfter,
+		Meter:          t.page,
+		Naps:           t.napped,
 		Log:            t.log,
 	})
 	return t, nil
@@ -125,7 +136,19 @@ func (t *task) runApp(ctx context.Context) Exit {
 		t.gate.Fail(code, message)
 		return Exit{Code: 1, Message: prefix + message}
 	}
+	t.endStep()
 	return t.attend()
+}
+
+// endStep ends the step of the pace that a start or an end is.
+func (t *task) endStep() {
+	if t.step {
+		t.step = false
+		if t.long {
+			t.sup.pace.build(-1)
+		}
+		t.sup.pace.end()
+	}
 }
 
 // launch brings the app's process into being.
@@ -179,6 +202,7 @@ func (t *task) adoptCell(c Cell) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.cell = c
+	t.page.Start()
 	t.rec.PID, t.rec.StartedAt = c.PID(), c.StartedAt()
 	if t.netns != nil {
 		t.rec.Netns = t.netns.NetnsName()
@@ -195,8 +219,8 @@ func (t *task) gather(ctx context.Context) (img *image.Image, env map[string]str
 		if err != nil {
 			return leapcell.Wrap(leapcell.CodeStartFailed, err, "the image could not be pulled: "+describe(err))
 		}
-		if took := time.Since(begin); took > 50*time.Millisecond {
-			t.event(nil, "image pulled in %s", took.Round(time.Millisecond))
+		if took := time.Since(begin); img.Pulled > 0 || took > 50*time.Millisecond {
+			t.event(nil, "%s", pulledText(t.req.Config.Image, img, took))
 		}
 		return nil
 	})
@@ -260,6 +284,10 @@ func (t *task) attend() Exit {
 		t.log.Error("exit status of the app is unknown", "error", waitErr)
 		died = cell.Exit{Code: -1}
 	}
+	if died.Code == -1 && died.Signal == 0 {
+		died = t.report(died)
+	}
+	t.died = died
 	failure := t.gate.Status()
 	exit := t.judge(died)
 	if failure.Code == leapcell.CodePortNotListening {
@@ -269,29 +297,50 @@ func (t *task) attend() Exit {
 	return exit
 }
 
+// report is how the process ended according to the former supervisor, whose child it was.
+func (t *task) report(unknown cell.Exit) cell.Exit {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if e, ok := t.sup.deaths.of(ctx, t.req.ID); ok {
+		e.OOM = e.OOM || unknown.OOM
+		return e
+	}
+	return unknown
+}
+
 // decided acts on the end of the start phase.
 func (t *task) decided() {
+	if t.sup.pace.begin() != nil {
+		return // the new supervisor sees it too
+	}
 	status := t.gate.Status()
-	switch {
-	case status.Ready:
-		if err := t.cell.SetReady(); err != nil {
-			t.log.Error("CPU cap could not be set", "error", err)
-		}
-		s := t.gate.Stats()
-		t.mu.Lock()
-		known := t.rec.App != ""
-		t.rec.App = s.App
-		t.mu.Unlock()
-		if known {
-			return // taken over: it was ready before
-		}
-		t.save()
-		t.event(nil, "ready: sandbox %.1f ms, app %.1f ms", ms(s.Sandbox), ms(s.Start))
-	case status.Code == leapcell.CodePortNotListening:
+	if status.Ready {
+		t.becameReady()
+	}
+	t.sup.pace.end()
+	if status.Code == leapcell.CodePortNotListening {
 		t.logs.say("%s", status.Message)
 		t.event(nil, "%s", status.Message)
 		t.end(t.cell, leapcell.StopGrace)
 	}
+}
+
+// becameReady puts the CPU cap into force and writes down where the app listens.
+func (t *task) becameReady() {
+	if err := t.cell.SetReady(); err != nil {
+		t.log.Error("CPU cap could not be set", "error", err)
+	}
+	t.page.ColdStart()
+	s := t.gate.Stats()
+	t.mu.Lock()
+	known := t.rec.App != ""
+	t.rec.App = s.App
+	t.mu.Unlock()
+	if known {
+		return // taken over: it was ready before
+	}
+	t.save()
+	t.event(map[string]string{leapcell.ReadyAnnotation: "true"}, "ready: sandbox %.1f ms, app %.1f ms", ms(s.Sandbox), ms(s.Start))
 }
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
@@ -301,7 +350,8 @@ func (t *task) judge(e cell.Exit) Exit {
 	exit := Exit{Code: e.Code, Signal: e.Signal, OOM: e.OOM}
 	switch {
 	case e.OOM:
-		exit.Message = fmt.Sprintf("out of memory: limit %d MB", t.req.MemoryMB)
+		used, _ := t.cell.Stats() // of no use for anything else by now
+		exit.Message = outOfMemoryText(t.req.MemoryMB, used)
 	case t.isStopping():
 		exit = Exit{Message: "stopped"}
 	case e.Code == -1 && e.Signal == 0:
@@ -330,16 +380,23 @@ func (t *task) end(c Cell, grace time.Duration) {
 }
 
 // stop ends the task: the gate takes no new requests, those in flight have until timeout
-// less the grace of the app, then the app is told. It returns when nothing is left. [LI3]
-func (t *task) stop(timeout time.Duration, signal unix.Signal) {
+// less the grace of the app, then the app is told. It returns when nothing is left, or with
+// an error when the task was handed over: whoever has it now was told to go on. [LI3]
+func (t *task) stop(timeout time.Duration, signal unix.Signal) error {
 	t.mu.Lock()
 	first := !t.stopping
 	t.stopping = true
 	c := t.cell
 	t.mu.Unlock()
 	if first {
+		if err := t.writeStop(timeout, signal); err != nil {
+			return err
+		}
 		if t.gate != nil {
 			t.drain(timeout)
+		}
+		if t.sup.pace.isMoved() {
+			return errMoved
 		}
 		t.cancel()
 		if c != nil {
@@ -347,21 +404,51 @@ func (t *task) stop(timeout time.Duration, signal unix.Signal) {
 			if t.build() {
 				grace = 2 * time.Second
 			}
+			t.visits.end()
 			if signal != 0 && signal != unix.SIGTERM {
 				_ = c.Signal(signal)
 			}
 			t.end(c, grace)
 		}
 	}
-	<-t.done
+	select {
+	case <-t.done:
+		return nil
+	case <-t.sup.pace.moved:
+		return errMoved
+	}
+}
+
+// writeStop makes the stop outlive this supervisor: the next one goes on with it.
+func (t *task) writeStop(timeout time.Duration, signal unix.Signal) error {
+	if err := t.sup.pace.begin(); err != nil {
+		return err
+	}
+	defer t.sup.pace.end()
+	t.mu.Lock()
+	if t.rec.Stop == nil {
+		t.rec.Stop = &stopOrder{Until: time.Now().Add(timeout), Signal: int(signal)}
+	}
+	ended := t.rec.Exit != nil
+	t.mu.Unlock()
+	if !ended {
+		t.save()
+	}
+	return nil
 }
 
 func (t *task) drain(timeout time.Duration) {
 	left := max(timeout-leapcell.StopGrace-2*time.Second, timeout/2)
 	ctx, cancel := context.WithTimeout(context.Background(), left)
 	defer cancel()
+	ctx, stop := t.sup.present(ctx)
+	defer stop()
 	begin, busy := time.Now(), t.gate.Stats().InFlight
-	if err := t.gate.Drain(ctx); err != nil {
+	err := t.gate.Drain(ctx)
+	if t.sup.pace.isMoved() {
+		return
+	}
+	if err != nil {
 		s := t.gate.Stats()
 		t.logs.say("leapcell: stopping although %d requests are in flight after %s", s.InFlight, left)
 		t.event(nil, "drain ended after %s with %d requests in flight", left, s.InFlight)
@@ -374,16 +461,25 @@ func (t *task) drain(timeout time.Duration) {
 
 // finish removes what the task has on this machine and publishes its result.
 func (t *task) finish(exit Exit) {
+	if !t.step {
+		if t.sup.pace.begin() != nil {
+			t.depart(exit)
+			return
+		}
+		t.step = true
+	}
+	defer t.endStep()
 	t.cleanUp()
 	t.logs.drain()
 	said := exit.Message == "stopped" || exit.Message == leapcell.PortNotListeningText(t.req.Config.Port)
 	if !said && !t.build() {
 		t.logs.say("leapcell: %s", exit.Message)
 	}
-	t.event(nil, "%s", exit.Message)
+	t.event(nil, "%s", endedText(exit, t.gateStats(), time.Since(t.status().StartedAt)))
 	if t.gate != nil {
 		t.sup.retire(t.req.Address, t.gate)
 	}
+	t.closeMeter()
 	t.logs.close()
 	if err := os.RemoveAll(t.dir); err != nil {
 		t.log.Error("run folder could not be removed", "error", err)
@@ -393,6 +489,19 @@ func (t *task) finish(exit Exit) {
 	t.mu.Unlock()
 	t.save()
 	t.log.Info("task ended", "code", exit.Code, "message", exit.Message)
+	close(t.done)
+}
+
+// depart is finish for a task that was handed over: all that is left to do is to tell how
+// our child ended.
+func (t *task) depart(exit Exit) {
+	t.mu.Lock()
+	e := t.elder
+	t.rec.Exit, t.rec.EndedAt = &exit, time.Now()
+	t.mu.Unlock()
+	if e != nil {
+		e.exited(t.req.ID, t.died)
+	}
 	close(t.done)
 }
 
@@ -434,8 +543,11 @@ func (t *task) event(annotations map[string]string, format string, args ...any) 
 	})
 }
 
-// save writes the task down for the next supervisor.
+// save writes the task down for the next supervisor. The caller holds a step: what was handed
+// over is another's to write.
 func (t *task) save() {
+	t.saving.Lock()
+	defer t.saving.Unlock()
 	t.mu.Lock()
 	rec := t.rec
 	t.mu.Unlock()
@@ -448,7 +560,7 @@ func (t *task) save() {
 func (t *task) status() Status {
 	t.mu.Lock()
 	s := Status{
-		ID: t.req.ID, Name: t.req.Name, State: Starting,
+		ID: t.req.ID, Name: t.req.Name, State: Starting, Dir: t.req.Dir,
 		StartedAt: t.rec.StartedAt, CompletedAt: t.rec.EndedAt, Exit: t.rec.Exit, PID: t.rec.PID,
 	}
 	switch {
@@ -458,9 +570,7 @@ func (t *task) status() Status {
 		s.State = Running
 	}
 	t.mu.Unlock()
-	if t.gate != nil {
-		s.Gate = t.gate.Stats()
-	}
+	s.Gate = t.gateStats()
 	return s
 }
 
@@ -473,12 +583,12 @@ func (t *task) adopt(rec record) error {
 		return fmt.Errorf("process %d: %w", rec.PID, err)
 	}
 	t.cell = c
-	if t.build() {
-		return errors.New("builds are not taken over")
-	}
 	t.netns, err = t.sup.networks.Adopt(rec.Netns)
 	if err != nil {
 		return fmt.Errorf("network namespace %s: %w", rec.Netns, err)
+	}
+	if t.gate == nil {
+		return errors.New("builds are not taken over")
 	}
 	if rec.App != "" {
 		t.gate.Adopt(backend{t.netns, c}, rec.StartedAt, c.Frozen(), rec.App)
@@ -488,17 +598,27 @@ func (t *task) adopt(rec record) error {
 	return nil
 }
 
-// listen binds the gate's address. A gate that still tells why its start failed makes
-// room; one that is just closing is given a second.
-func (s *Supervisor) listen(address string) (net.Listener, error) {
-	s.evict(address)
-	if strings.HasPrefix(address, ":") {
-		return nil, fmt.Errorf("%q: an IP address is needed", address)
+// listen gives the gate's socket: the one that the former supervisor passed on, or a new one
+// at the address. A gate that still tells why its start failed makes room; one that is just
+// closing is given a second.
+func (s *Supervisor) listen(req StartRequest) (net.Listener, error) {
+	if l := s.sockets[req.ID]; l != nil {
+		delete(s.sockets, req.ID)
+		return l, nil
+	}
+	s.evict(req.Address)
+	if strings.HasPrefix(req.Address, ":") {
+		return nil, leapcell.Errorf(leapcell.CodeStartFailed, "the gate could not listen on %q: an IP address is needed", req.Address)
 	}
 	for end := time.Now().Add(time.Second); ; time.Sleep(10 * time.Millisecond) {
-		l, err := net.Listen("tcp", address)
-		if !errors.Is(err, unix.EADDRINUSE) || time.Now().After(end) {
-			return l, err
+		l, err := net.Listen("tcp", req.Address)
+		switch {
+		case err == nil:
+			return l, nil
+		case !errors.Is(err, unix.EADDRINUSE):
+			return nil, leapcell.Wrap(leapcell.CodeStartFailed, err, "the gate could not listen on "+req.Address)
+		case time.Now().After(end):
+			return nil, leapcell.Wrap(leapcell.CodeConflict, err, leapcell.TextPortTaken+": "+req.Address)
 		}
 	}
 }

@@ -10,8 +10,9 @@ import (
 	"github.com/leapcell/leapcell/driver/network"
 )
 
-// wire makes the real things behind the seams of api.go.
-func wire(cfg Config, log *slog.Logger) (Options, error) {
+// wire makes the real things behind the seams of api.go. own is called when only the network
+// and the image store are missing, of which a machine has one: another supervisor's must be given up by then.
+func wire(cfg Config, log *slog.Logger, own func() error) (Options, error) {
 	subnet, err := cfg.subnet()
 	if err != nil {
 		return Options{}, err
@@ -28,6 +29,19 @@ func wire(cfg Config, log *slog.Logger) (Options, error) {
 	if err != nil {
 		return Options{}, fmt.Errorf("runtime %s: %w", cfg.Runtime, err)
 	}
+	envs, err := newSealedEnvs(cfg)
+	if err != nil {
+		return Options{}, err
+	}
+	var figures MeterAPI
+	if cfg.APIAddr != "" {
+		if figures, err = newMeterClient(cfg); err != nil {
+			return Options{}, err
+		}
+	}
+	if err := own(); err != nil {
+		return Options{}, err
+	}
 	store, err := image.New(image.Config{
 		Dir: cfg.path("images"), Log: log, Registries: image.Registries(cfg.Credentials, log), Collect: cfg.collect(),
 	})
@@ -40,16 +54,12 @@ func wire(cfg Config, log *slog.Logger) (Options, error) {
 	if err != nil {
 		return Options{}, fmt.Errorf("network: %w", err)
 	}
-	envs, err := newSealedEnvs(cfg)
-	if err != nil {
-		return Options{}, err
-	}
 	return Options{
 		Group: cfg.Group(), RunDir: cfg.RunDir(),
-		RecordDir: cfg.path("tasks"), ScratchDir: cfg.path("scratch"), CacheDir: cfg.path("caches"),
+		RecordDir: cfg.path("tasks"), ScratchDir: cfg.path("scratch"), CacheDir: cfg.path("caches"), HandoverSocket: cfg.HandoverSocket(), MeterDir: cfg.path("meters"),
 		SuspendAfter: cfg.suspendAfter(), Build: cfg.Build, DiskMB: cfg.DiskMB,
 		Images: store, Networks: pools{pool}, Cells: cells{launcher}, Envs: envs,
-		Log: log,
+		MeterAPI: figures, Log: log,
 	}, nil
 }
 
@@ -58,6 +68,7 @@ type pools struct{ pool *network.Pool }
 func (p pools) Get(ctx context.Context) (Namespace, error) { return wrap(p.pool.Get(ctx)) }
 func (p pools) Adopt(name string) (Namespace, error)       { return wrap(p.pool.Adopt(name)) }
 func (p pools) Put(n Namespace)                            { p.pool.Put(n.(namespace).Namespace) }
+func (p pools) Settle()                                    { p.pool.Settle() }
 func (p pools) ResolvConf() []byte                         { return p.pool.ResolvConf() }
 func (p pools) Close() error                               { return p.pool.Close() }
 
