@@ -62,7 +62,8 @@ type metered struct {
 	last    leapcell.Meter
 	taken   leapcell.Counters // what the control plane has
 	ended   bool
-	spooled *leapcell.Counters // what the spool has; nil: nothing
+	told    bool            // the control plane knows that it has ended
+	spooled *leapcell.Meter // what the spool has; nil: nothing
 }
 
 func newMeters(o Options) *meters {
@@ -178,7 +179,7 @@ func (m *meters) collect() {
 			k = &metered{last: r, ended: true}
 			m.known[r.ID] = k
 		}
-		k.spooled = &r.Counters
+		k.spooled = &r
 	}
 	m.mu.Unlock()
 	if err := errors.Join(errs, err); err != nil {
@@ -250,10 +251,12 @@ func (m *meters) changed(now time.Time) []leapcell.Meter {
 		}
 		k.last.Ended = k.ended
 		homeless := m.api == nil || k.last.ServiceID == ""
+		news := k.last.Counters != k.taken
+		known := k.told || k.taken == leapcell.Counters{}
 		switch {
-		case k.ended && (homeless || k.last.Counters == k.taken):
+		case k.ended && (homeless || !news && known):
 			m.forget(id, k)
-		case !homeless && k.last.Counters != k.taken:
+		case !homeless && (news || k.ended):
 			out = append(out, k.last)
 		}
 	}
@@ -267,9 +270,9 @@ func (m *meters) settle(batch []leapcell.Meter) {
 	defer m.mu.Unlock()
 	for _, r := range batch {
 		k := m.known[r.ID]
-		k.taken = r.Counters
+		k.taken, k.told = r.Counters, r.Ended
 		switch {
-		case k.ended && r.Ended && (k.page == nil || k.page.Counters() == r.Counters):
+		case r.Ended && (k.page == nil || k.page.Counters() == r.Counters):
 			m.forget(r.ID, k)
 		case k.spooled != nil:
 			if err := os.Remove(m.spoolFile(r.ID)); err != nil {
@@ -302,7 +305,7 @@ func (m *meters) keep(batch []leapcell.Meter) {
 	defer m.mu.Unlock()
 	for _, r := range batch {
 		k := m.known[r.ID]
-		if k.spooled != nil && *k.spooled == r.Counters {
+		if k.spooled != nil && k.spooled.Counters == r.Counters && k.spooled.Ended == r.Ended {
 			continue
 		}
 		if err := writeSpool(m.spoolFile(r.ID), r); err != nil {
@@ -310,7 +313,7 @@ func (m *meters) keep(batch []leapcell.Meter) {
 			m.log.Error("figures could not be written down", "error", err)
 			return
 		}
-		k.spooled = &r.Counters
+		k.spooled = &r
 		if r.Ended && k.page != nil && k.page.Counters() == r.Counters {
 			if err := k.page.Remove(); err != nil {
 				m.log.Error("meter", "error", err)
