@@ -119,16 +119,21 @@ func copyTrailers(h, trailers http.Header) {
 }
 
 // inform passes an interim answer on, Early Hints for example. What is set already belongs
-// to the final one.
-func inform(w http.ResponseWriter, r *http.Request, status int, header http.Header) {
+// to the final one. False says that the visitor left: nothing of w may be touched any more,
+// because Go's HTTP/2 server may then still be writing from the map of headers.
+func inform(w http.ResponseWriter, r *http.Request, status int, header http.Header) bool {
 	if !r.ProtoAtLeast(1, 1) {
-		return // HTTP/1.0 does not know them
+		return true // HTTP/1.0 does not know them
 	}
 	h := w.Header()
 	final := maps.Clone(h)
 	clear(h)
 	copyHeader(h, header)
 	w.WriteHeader(status)
+	if r.Context().Err() != nil {
+		return false
+	}
 	clear(h)
 	maps.Copy(h, final)
+	return true
 }

@@ -9,6 +9,7 @@ import (
 	"net/textproto"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -111,7 +112,9 @@ func (p *passage) overHTTP2() {
 	if p.up != nil {
 		p.up.abort = cancel
 	}
-	res, err := p.g.http2.transport.RoundTrip(p.outgoing(ctx))
+	hints := &hints{p: p}
+	res, err := p.g.http2.transport.RoundTrip(p.outgoing(ctx, hints))
+	hints.end()
 	if err != nil {
 		cancel() // before the answer: the body may still be on its way
 		p.refuse(p.explain(err))
@@ -125,22 +128,42 @@ func (p *passage) overHTTP2() {
 		p.settle(refused)
 		return
 	}
+	if res.Body != http.NoBody && (len(res.Trailer) > 0 || isGRPC(res.Header)) {
+		// HTTP/1.1 has trailers in chunked answers only.
+		delete(res.Header, "Content-Length")
+	}
 	result := p.answer(res)
 	cancel()
 	p.settle(result)
 }
 
+// hints passes interim answers on. The client calls it from a goroutine of its own, perhaps
+// also when a request has failed already.
+type hints struct {
+	p    *passage
+	mu   sync.Mutex
+	over bool
+}
+
+func (h *hints) pass(status int, header textproto.MIMEHeader) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.over && status != http.StatusContinue && !inform(h.p.w, h.p.r, status, http.Header(header)) {
+		return context.Canceled
+	}
+	return nil
+}
+
+func (h *hints) end() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.over = true
+}
+
 // outgoing is the request as the HTTP/2 client wants it.
-func (p *passage) outgoing(ctx context.Context) *http.Request {
+func (p *passage) outgoing(ctx context.Context, hints *hints) *http.Request {
 	r := p.r
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		Got1xxResponse: func(status int, header textproto.MIMEHeader) error {
-			if status != http.StatusContinue {
-				inform(p.w, r, status, http.Header(header))
-			}
-			return nil
-		},
-	})
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: hints.pass})
 	header := http.Header{}
 	passes(r.Header, func(name, value string) { header[name] = append(header[name], value) })
 	if wantsTrailers(r.Header) {

@@ -16,10 +16,11 @@ type passage struct {
 	g       *Gate
 	w       http.ResponseWriter
 	r       *http.Request
-	upgrade string    // the protocol to change to, "" for none
-	end     time.Time // of the request's time [RQ1]
-	up      *upload   // nil without a body
-	small   []byte    // all of the body, if it is small; else nil
+	upgrade string      // the protocol to change to, "" for none
+	end     time.Time   // of the request's time [RQ1]
+	up      *upload     // nil without a body
+	small   []byte      // all of the body, if it is small; else nil
+	leave   func() bool // stops the watch over the visitor; false if it left before
 }
 
 // pass sends the request to the app and its answer back.
@@ -69,9 +70,9 @@ func (p *passage) overHTTP1() {
 	}
 	_ = c.SetDeadline(p.end)
 	// A visitor who leaves brings the deadline forward.
-	leave := context.AfterFunc(p.r.Context(), c.expire)
+	p.leave = context.AfterFunc(p.r.Context(), c.expire)
 	res, result := p.exchange(c)
-	if leave() && result == whole && c.reusable(p, res) && c.SetDeadline(time.Time{}) == nil {
+	if p.leave() && result == whole && c.reusable(p, res) && c.SetDeadline(time.Time{}) == nil {
 		p.g.upstream.put(c)
 		return
 	}
@@ -233,6 +234,8 @@ func (p *passage) join(c *appConn, res *http.Response) {
 		return
 	}
 	defer visitor.Close()
+	// To the server a visitor who has no more to say is one who left.
+	p.leave()
 	_, _ = visitor.SetDeadline(time.Time{}), c.SetDeadline(time.Time{})
 	var head strings.Builder
 	head.WriteString("HTTP/1.1 101 Switching Protocols\r\n")

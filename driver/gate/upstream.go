@@ -336,7 +336,9 @@ func (c *appConn) receive(p *passage) (*http.Response, error) {
 			}
 			return res, nil
 		case res.StatusCode > 100 && res.StatusCode < 200:
-			inform(p.w, p.r, res.StatusCode, res.Header)
+			if !inform(p.w, p.r, res.StatusCode, res.Header) {
+				return nil, context.Canceled
+			}
 		default:
 			c.decide(false)
 			return res, nil

@@ -127,7 +127,9 @@ func (x *exchange) run() result {
 			}
 			return x.switchProtocols(resp, protocol)
 		case resp.StatusCode < 200:
-			x.passInformation(resp)
+			if !x.passInformation(resp) {
+				return x.fail(context.Canceled)
+			}
 		case resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get(leapcell.HeaderGone) != "" && x.body == nil:
 			return gateGone
 		default:
@@ -199,10 +201,11 @@ func writeField(w stringWriter, name, value string) {
 }
 
 // passInformation passes an interim answer on, Early Hints for example. What is set already
-// belongs to the final one.
-func (x *exchange) passInformation(resp *http.Response) {
+// belongs to the final one. False says that the visitor left: nothing of w may be touched any
+// more, because Go's HTTP/2 server may then still be writing from the map of headers.
+func (x *exchange) passInformation(resp *http.Response) bool {
 	if !x.r.ProtoAtLeast(1, 1) {
-		return // HTTP/1.0 does not know them
+		return true // HTTP/1.0 does not know them
 	}
 	head := x.w.Header()
 	final := maps.Clone(head)
@@ -211,8 +214,12 @@ func (x *exchange) passInformation(resp *http.Response) {
 	dropPlatform(resp.Header)
 	maps.Copy(head, resp.Header)
 	x.w.WriteHeader(resp.StatusCode)
+	if x.r.Context().Err() != nil {
+		return false
+	}
 	clear(head)
 	maps.Copy(head, final)
+	return true
 }
 
 // passAnswer passes the final answer on, streaming.
