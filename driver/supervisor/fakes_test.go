@@ -164,6 +164,7 @@ func (f *fakeNetworks) left() int {
 
 // fakeCells starts cells that are functions: program is the app.
 type fakeCells struct {
+	exec    func(ctx context.Context, c *fakeCell, e cell.ExecConfig) (cell.Exit, error)
 	program func(c *fakeCell)
 	made    func() // called by Start, with the process made
 	refuse  error
@@ -227,6 +228,7 @@ func (f *fakeCells) last() *fakeCell {
 }
 
 type fakeCell struct {
+	exec           func(ctx context.Context, c *fakeCell, e cell.ExecConfig) (cell.Exit, error)
 	cfg            cell.Config
 	pid            int
 	started        time.Time
