@@ -15,7 +15,12 @@ func report(b *testing.B, name string, samples []time.Duration) {
 
 // BenchmarkStart is from the call until the app's process exists, and until its first output.
 func BenchmarkStart(b *testing.B) {
-	l := testLauncher(b)
+	for _, runtime := range Runtimes {
+		b.Run(runtime, func(b *testing.B) { benchmarkStart(b, testLauncher(b, runtime)) })
+	}
+}
+
+func benchmarkStart(b *testing.B, l Launcher) {
 	var started, said, deleted []time.Duration
 	for b.Loop() {
 		c, out := testConfig(b, "graceful")
@@ -40,7 +45,7 @@ func BenchmarkStart(b *testing.B) {
 
 func BenchmarkFreezeThaw(b *testing.B) {
 	c, out := testConfig(b, "graceful")
-	cell := start(b, testLauncher(b), c)
+	cell := start(b, testLauncher(b, "runc"), c)
 	line(b, out)
 	var freeze, thaw []time.Duration
 	for b.Loop() {

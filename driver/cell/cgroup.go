@@ -51,6 +51,7 @@ type cgroup interface {
 type hierarchy struct {
 	unified string            // the mount of a pure version 2; "" for version 1 and hybrid
 	v1      map[string]string // version 1: controller or name -> mount
+	hybrid  string            // the mount of version 2 beside version 1, "" without one
 	all     []string          // every cgroup mount of any version: an OCI runtime makes folders in each
 }
 
@@ -102,6 +103,7 @@ func parseHierarchy(r io.Reader) (*hierarchy, error) {
 		h.unified = unified
 		return h, nil
 	}
+	h.hybrid = unified
 	for _, c := range needed {
 		if h.v1[c] == "" {
 			return nil, leapcell.Errorf(leapcell.CodeUnavailable,

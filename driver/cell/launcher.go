@@ -1,9 +1,7 @@
 package cell
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,9 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -29,24 +25,48 @@ type Launcher interface {
 	Start(ctx context.Context, c Config) (*Cell, error)
 }
 
-// runc launches with the OCI runtime of that name. The process it leaves behind becomes a
-// child of this one, because this one is a subreaper: that is how its exit code is known.
-type runc struct {
-	binary string
-	h      *hierarchy
-	cpus   cpuPicker
-	log    *slog.Logger
+// engine is what launchers differ in.
+type engine interface {
+	Name() string
+	// run makes the process of a cell whose cgroup and files are there, as host and [Spec] say, and
+	// fills in cell.process and cell.started. The process is a child of this one, so that
+	// its exit code is known. After an error nothing runs that is not in the cell's cgroup.
+	run(ctx context.Context, cell *Cell, host Host) error
 }
 
-// NewLauncher gives the launcher of that name: "runc". It makes this process the reaper of
-// all its orphaned descendants.
-func NewLauncher(name string, log *slog.Logger) (Launcher, error) {
-	if name != "runc" {
-		return nil, leapcell.Errorf(leapcell.CodeInvalid, "the runtime %q is not known: it must be runc", name)
+// launcher is all that does not depend on the runtime.
+type launcher struct {
+	engine
+	h    *hierarchy
+	cpus cpuPicker
+	log  *slog.Logger
+}
+
+// Direct is the name of the runtime that needs no program: this package makes the process.
+const Direct = "leapcell"
+
+// Runtimes are the names that [NewLauncher] takes.
+var Runtimes = []string{"runc", "crun", "runsc", Direct}
+
+// Available says what is missing on this machine for the runtime of that name.
+func Available(name string) error {
+	if !slices.Contains(Runtimes, name) {
+		return leapcell.Errorf(leapcell.CodeInvalid, "the runtime %q is not known: it must be one of %s", name, strings.Join(Runtimes, ", "))
 	}
-	binary, err := exec.LookPath(name)
-	if err != nil {
-		return nil, leapcell.Errorf(leapcell.CodeUnavailable, "%s is not on PATH: install it (Debian: apt-get install %s)", name, name)
+	if name == Direct {
+		return directAvailable()
+	}
+	if _, err := exec.LookPath(name); err != nil {
+		return leapcell.Errorf(leapcell.CodeUnavailable, "%s is not on PATH: install it (Debian: apt-get install %s)", name, name)
+	}
+	return nil
+}
+
+// NewLauncher gives the launcher of that name, one of [Runtimes]. It makes this process the
+// reaper of all its orphaned descendants.
+func NewLauncher(name string, log *slog.Logger) (Launcher, error) {
+	if err := Available(name); err != nil {
+		return nil, err
 	}
 	h, err := detect()
 	if err != nil {
@@ -58,13 +78,17 @@ func NewLauncher(name string, log *slog.Logger) (Launcher, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &runc{binary: binary, h: h, log: log}, nil
+	l := &launcher{h: h, log: log}
+	if name == Direct {
+		l.engine, err = newDirect(h)
+		return l, err
+	}
+	l.engine, err = newOCI(name, h)
+	return l, err
 }
 
-func (l *runc) Name() string { return "runc" }
-
 // Start makes files, cgroup and process, in this order, and undoes all of it on failure.
-func (l *runc) Start(ctx context.Context, c Config) (*Cell, error) {
+func (l *launcher) Start(ctx context.Context, c Config) (*Cell, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
@@ -96,15 +120,15 @@ func (l *runc) Start(ctx context.Context, c Config) (*Cell, error) {
 }
 
 // cell is c with its places, nothing of it made yet.
-func (l *runc) cell(c Config) *Cell {
+func (l *launcher) cell(c Config) *Cell {
 	return &Cell{
-		config: c, group: l.h.group(c.CgroupParent, c.ID), release: l.cpus.release,
+		config: c, engine: l.engine, group: l.h.group(c.CgroupParent, c.ID), release: l.cpus.release,
 		state: filepath.Join(stateRoot(c.CgroupParent), c.ID), log: l.log,
 	}
 }
 
 // host is the machine as c's spec names it.
-func (l *runc) host(c Config) (Host, error) {
+func (l *launcher) host(c Config) (Host, error) {
 	var open unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &open); err != nil {
 		return Host{}, fmt.Errorf("read the limit of open files: %w", err)
@@ -120,7 +144,7 @@ func (l *runc) host(c Config) (Host, error) {
 }
 
 // prepare writes the files bound into the cell.
-func (l *runc) prepare(c Config, own Host) error {
+func (l *launcher) prepare(c Config, own Host) error {
 	for _, dir := range []string{c.Dir, filepath.Dir(own.ResolvConf)} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
@@ -147,35 +171,6 @@ func (l *runc) prepare(c Config, own Host) error {
 		return handOver(c.Rootfs, c.WorkDir)
 	}
 	return nil
-}
-
-// bundle puts the spec where the runtime looks for it. It holds the environment in clear, so it
-// never reaches a disk: the name leads to a file in our memory, which ends with done. [EN1]
-func (l *runc) bundle(c Config, host Host) (done func(), err error) {
-	spec, err := json.Marshal(Spec(c, host))
-	if err != nil {
-		return nil, err
-	}
-	fd, err := unix.MemfdCreate("spec", unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("make the spec: %w", err)
-	}
-	memory := os.NewFile(uintptr(fd), "spec")
-	name := filepath.Join(c.Dir, "config.json")
-	done = func() {
-		memory.Close()
-		os.Remove(name) // else it would lead nowhere
-	}
-	if _, err = memory.Write(spec); err == nil {
-		if err = os.Remove(name); err == nil || errors.Is(err, fs.ErrNotExist) {
-			err = os.Symlink(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd), name)
-		}
-	}
-	if err != nil {
-		done()
-		return nil, fmt.Errorf("make the spec: %w", err)
-	}
-	return done, nil
 }
 
 // handOver makes the app's user the owner of the root folder and of everything in the working
@@ -205,80 +200,6 @@ func handOver(rootfs, workDir string) error {
 	})
 }
 
-// run has the runtime make the process, and takes it over.
-func (l *runc) run(ctx context.Context, cell *Cell, host Host) error {
-	c := cell.config
-	pidFile, logFile := filepath.Join(c.Dir, "pid"), filepath.Join(c.Dir, "runtime.log")
-	for _, name := range []string{pidFile, logFile} {
-		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	// What a killed process left under this ID; the cgroup is empty, or create would have failed.
-	if err := os.RemoveAll(cell.state); err != nil {
-		return err
-	}
-	done, err := l.bundle(c, host)
-	if err != nil {
-		return err
-	}
-	defer done()
-	cmd := exec.CommandContext(ctx, l.binary,
-		"--root", stateRoot(c.CgroupParent), "--log", logFile, "--log-format", "json",
-		"run", "--detach", "--no-new-keyring", "--bundle", c.Dir, "--pid-file", pidFile, c.ID)
-	cmd.Stdout, cmd.Stderr = c.Stdout, c.Stderr
-	// The runtime needs nothing of our environment. It lives for milliseconds: collecting
-	// garbage meanwhile would only make it slower.
-	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "GOGC=off"}
-	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
-	err = cmd.Run()
-	if err == nil {
-		err = cell.take(pidFile)
-	}
-	if err != nil && cmd.Process != nil {
-		reapRuntime(cmd.Process.Pid)
-	}
-	if err != nil && ctx.Err() != nil {
-		return ctx.Err()
-	}
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		return &runtimeError{text: lastError(logFile), err: err}
-	}
-	return err
-}
-
-// take makes the process that the runtime started the cell's own.
-func (c *Cell) take(pidFile string) error {
-	text, err := readText(pidFile)
-	if err != nil {
-		return err
-	}
-	pid, err := strconv.Atoi(text)
-	if err != nil {
-		return fmt.Errorf("read %s: %w", pidFile, err)
-	}
-	// It cannot be another by now: were it dead, it would wait for us to reap it.
-	if c.process, err = openProcess(pid); err != nil {
-		return err
-	}
-	c.started = time.Now()
-	return nil
-}
-
-// reapRuntime ends and reaps what a failed runtime left in its process group: it is ours,
-// since we are the reaper of orphans.
-func reapRuntime(pgid int) {
-	if err := unix.Kill(-pgid, unix.SIGKILL); err != nil {
-		return // nobody left
-	}
-	for {
-		if _, err := unix.Wait4(-pgid, nil, 0, nil); err != nil && err != unix.EINTR {
-			return
-		}
-	}
-}
-
 // discard ends what runs in the group and removes it with the runtime's folder.
 func discard(g cgroup, state string) error {
 	pids, err := g.procs()
@@ -301,10 +222,10 @@ func discard(g cgroup, state string) error {
 
 // Adopt takes over a cell that an earlier process started with the same Config. When it is not
 // running any more, what it left is removed and the error has [leapcell.CodeNotFound].
-func Adopt(launcher Launcher, c Config, pid int) (*Cell, error) {
-	l, ok := launcher.(*runc)
+func Adopt(with Launcher, c Config, pid int) (*Cell, error) {
+	l, ok := with.(*launcher)
 	if !ok {
-		return nil, leapcell.Errorf(leapcell.CodeInvalid, "the runtime %s cannot take over running cells", launcher.Name())
+		return nil, leapcell.Errorf(leapcell.CodeInvalid, "the runtime %s cannot take over running cells", with.Name())
 	}
 	if !idFormat.MatchString(c.ID) || !idFormat.MatchString(c.CgroupParent) {
 		return nil, leapcell.Errorf(leapcell.CodeInvalid, "cell ID %q or cgroup parent %q is not valid", c.ID, c.CgroupParent)
@@ -349,51 +270,26 @@ func (c *Cell) adopt(pid int) (err error) {
 	return nil
 }
 
-// runtimeError is a failure as the runtime tells it.
-type runtimeError struct {
-	text string
-	err  error
-}
-
-func (e *runtimeError) Error() string { return e.text + " (" + e.err.Error() + ")" }
-func (e *runtimeError) Unwrap() error { return e.err }
-
-// lastError is the last error in the runtime's log.
-func lastError(logFile string) string {
-	b, err := os.ReadFile(logFile)
-	if err != nil {
-		return "the runtime left no log"
-	}
-	text := "the runtime gave no reason"
-	for line := range bytes.Lines(b) {
-		var entry struct{ Level, Msg string }
-		if json.Unmarshal(line, &entry) == nil && (entry.Level == "error" || entry.Level == "fatal") {
-			text = entry.Msg
-		}
-	}
-	return text
-}
-
 // startError puts the failures that an owner or operator can do something about in plain words.
 func startError(c Config, err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
-	text := err.Error()
+	text := strings.ToLower(err.Error()) // runtimes differ in it
 	has := func(parts ...string) bool {
-		return !slices.ContainsFunc(parts, func(p string) bool { return !strings.Contains(text, p) })
+		return !slices.ContainsFunc(parts, func(p string) bool { return !strings.Contains(text, strings.ToLower(p)) })
 	}
 	message := "the sandbox could not be made"
 	switch {
 	case errors.Is(err, unix.ENOSPC) || has("no space left on device"):
 		message = "no space left on the node's disk: free some or move the state folder"
-	case has("exec:", "executable file not found"), has("exec", c.Args[0], "no such file or directory"):
+	case has("executable file", "not found"), has("exec", c.Args[0], "no such file or directory"):
 		message = fmt.Sprintf("the image has no program %q", c.Args[0])
-	case has("exec", c.Args[0], "permission denied"):
+	case has("exec", c.Args[0], "permission denied"), has("open executable: permission denied"):
 		message = fmt.Sprintf("the program %q cannot be executed by user %d", c.Args[0], leapcell.InstanceUID)
 	case has("exec format error"):
 		message = fmt.Sprintf("the program %q is not made for this machine (%s)", c.Args[0], unameMachine())
-	case has("cannot allocate memory"), has("container init was OOM-killed"):
+	case has("cannot allocate memory"), has("container init was oom-killed"):
 		message = fmt.Sprintf("the memory of %d MB is too small to start", c.MemoryMB)
 	case has("chdir to cwd"):
 		message = fmt.Sprintf("the working directory %q cannot be entered", c.WorkDir)

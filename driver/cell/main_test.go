@@ -71,16 +71,29 @@ func testRootfs(t testing.TB) string {
 	return root
 }
 
-func testLauncher(t testing.TB) Launcher {
+func testLauncher(t testing.TB, runtime string) Launcher {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: cgroups and namespaces")
 	}
-	l, err := NewLauncher("runc", slog.New(slog.NewTextHandler(t.Output(), nil)))
+	if err := Available(runtime); err != nil {
+		t.Skip(err)
+	}
+	l, err := NewLauncher(runtime, slog.New(slog.NewTextHandler(t.Output(), nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return l
+}
+
+// conforming are the runtimes that pass all tests.
+var conforming = []string{"runc", Direct}
+
+// onEach runs a test with each of the runtimes that is installed.
+func onEach(t *testing.T, f func(t *testing.T, l Launcher)) {
+	for _, runtime := range conforming {
+		t.Run(runtime, func(t *testing.T) { f(t, testLauncher(t, runtime)) })
+	}
 }
 
 // testConfig runs the probe with args in a serverless cell; out gets what it writes.
@@ -153,15 +166,16 @@ type view struct {
 	TmpMode             string   `json:"tmp mode"`
 	CapEff, CapBnd      string
 	NoNewPrivs, Seccomp string
+	Restrictions        []string
 }
 
-func look(t *testing.T, change func(*Config)) view {
+func look(t *testing.T, l Launcher, change func(*Config)) view {
 	t.Helper()
 	c, out := testConfig(t, "look")
 	if change != nil {
 		change(&c)
 	}
-	cell := start(t, testLauncher(t), c)
+	cell := start(t, l, c)
 	var v view
 	if err := json.NewDecoder(out).Decode(&v); err != nil {
 		t.Fatal(err)

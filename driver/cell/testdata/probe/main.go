@@ -140,12 +140,67 @@ func look() {
 		}
 		calls["socket "+name] = try(err)
 	}
+	// The kernel looks at the low half of the family only; a filter that compares all of it is fooled.
+	if fd, _, errno := syscall.RawSyscall(syscall.SYS_SOCKET, 1<<32|38, syscall.SOCK_SEQPACKET, 0); errno != 0 {
+		calls["socket alg in disguise"] = errno.Error()
+	} else {
+		syscall.Close(int(fd))
+		calls["socket alg in disguise"] = ""
+	}
 	out["calls"] = calls
 	for line := range strings.Lines(out["/proc/self/status"].(string)) {
 		if k, v, ok := strings.Cut(line, ":"); ok && (strings.HasPrefix(k, "Cap") || k == "NoNewPrivs" || k == "Seccomp") {
 			out[k] = strings.TrimSpace(v)
 		}
 	}
+	out["restrictions"] = restrictions(out["/proc/self/status"].(string))
 	delete(out, "/proc/self/status")
 	json.NewEncoder(os.Stdout).Encode(out)
+}
+
+// restrictions is what two runtimes should agree in, line by line.
+func restrictions(status string) []string {
+	var out []string
+	add := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
+	for line := range strings.Lines(status) {
+		switch name, _, _ := strings.Cut(line, ":"); name {
+		case "Uid", "Gid", "Groups", "Umask", "NSpid", "NSpgid", "NSsid", "TracerPid", "NoNewPrivs", "Seccomp", "Seccomp_filters", "SigPnd", "SigBlk", "SigIgn",
+			"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "Cpus_allowed_list", "Mems_allowed_list", "Speculation_Store_Bypass":
+			add("status %s", strings.Join(strings.Fields(line), " "))
+		}
+	}
+	limits, _ := os.ReadFile("/proc/self/limits")
+	for line := range strings.Lines(string(limits)) {
+		add("limit %s", strings.Join(strings.Fields(line), " "))
+	}
+	mounts, _ := os.ReadFile("/proc/self/mountinfo")
+	for line := range strings.Lines(string(mounts)) {
+		left, right, _ := strings.Cut(line, " - ")
+		f, end := strings.Fields(left), strings.Fields(right)
+		add("mount %s %s %s %v", f[4], end[0], f[5], f[6:])
+	}
+	devices, _ := filepath.Glob("/dev/*")
+	for _, name := range devices {
+		if st, err := os.Lstat(name); err == nil {
+			link, _ := os.Readlink(name)
+			add("device %s %s %s", name, st.Mode(), link)
+		}
+	}
+	fds, _ := os.ReadDir("/proc/self/fd")
+	for _, fd := range fds {
+		name, err := os.Readlink("/proc/self/fd/" + fd.Name())
+		if kind, _, ok := strings.Cut(name, ":"); ok {
+			name = kind // of pipes and sockets the number is not the same
+		}
+		if err == nil { // the folder itself is closed by now
+			add("descriptor %s %s", fd.Name(), name)
+		}
+	}
+	cgroup, _ := os.ReadFile("/proc/self/cgroup")
+	for line := range strings.Lines(string(cgroup)) {
+		if parts := strings.SplitN(strings.TrimSpace(line), ":", 3); len(parts) == 3 {
+			add("cgroup %s %s", parts[1], parts[2])
+		}
+	}
+	return out
 }

@@ -1,0 +1,327 @@
+package cell
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+	"unsafe"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/driver/cell/filter"
+	"github.com/leapcell/leapcell/driver/cell/script"
+)
+
+// direct makes the app's process without any program in between: a child that works off the
+// list of system calls which [sandbox] derives from the spec.
+type direct struct {
+	h       *hierarchy
+	machine machine
+	filters [2][]byte // compiled: of instances, of builds
+	shared  sync.Map  // cgroup parent -> *sync.Once's result: groups that all its cells share
+}
+
+// machine is what of this machine a script depends on.
+type machine struct {
+	lastCap int
+	groups  []v1Mount // version 1 hierarchies, in the order of mounting
+	unified bool      // pure version 2
+}
+
+// v1Mount is a version 1 hierarchy: its mount and the options that name it.
+type v1Mount struct {
+	dir     string
+	options string
+	own     bool // each cell has a group of its own in it; else all share one
+}
+
+// sharedGroup is the group of all cells below one parent in hierarchies that limit nothing per
+// cell. No cell has that name.
+const sharedGroup = "_cells"
+
+func directAvailable() error {
+	if _, ok := nativeArch[runtime.GOARCH]; !ok {
+		return leapcell.Errorf(leapcell.CodeUnavailable, "the runtime %s does not know the system calls of %s: use runc", Direct, runtime.GOARCH)
+	}
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return err
+	}
+	var major, minor int
+	release := unix.ByteSliceToString(u.Release[:])
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil || major < 5 || major == 5 && minor < 10 {
+		return leapcell.Errorf(leapcell.CodeUnavailable, "the runtime %s needs Linux 5.10 or later, this is %s: use runc", Direct, release)
+	}
+	// Between the change of the user and the program, the process still has our memory. The
+	// kernel shields it from that user, unless it is told to dump the core of such processes.
+	if text, err := readText("/proc/sys/fs/suid_dumpable"); err != nil || text == "1" {
+		return leapcell.Errorf(leapcell.CodeUnavailable, "the runtime %s needs fs.suid_dumpable to be 0 or 2, it is %q: change it with sysctl, or use runc", Direct, text)
+	}
+	return nil
+}
+
+func newDirect(h *hierarchy) (*direct, error) {
+	d := &direct{h: h, machine: machine{unified: h.unified != ""}}
+	text, err := readText("/proc/sys/kernel/cap_last_cap")
+	if err == nil {
+		d.machine.lastCap, err = strconv.Atoi(text)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find the last capability: %w", err)
+	}
+	for i, build := range []bool{false, true} {
+		code, err := filter.Compile(seccomp(build))
+		if err != nil {
+			return nil, err
+		}
+		d.filters[i] = unsafe.Slice((*byte)(unsafe.Pointer(&code[0])), len(code)*int(unsafe.Sizeof(code[0])))
+	}
+	d.machine.groups = h.mounts1()
+	return d, nil
+}
+
+func (d *direct) Name() string { return Direct }
+
+// run makes the process and waits until it is the app.
+func (d *direct) run(ctx context.Context, cell *Cell, host Host) error {
+	c := cell.config
+	born, err := d.groups(c)
+	if err != nil {
+		return err
+	}
+	if born != nil {
+		defer born.Close()
+	}
+	if err := prepareTargets(c); err != nil {
+		return err
+	}
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	process := script.Process{Stdio: [3]*os.File{null, c.Stdout, c.Stderr}, Cgroup: born}
+	process.Namespaces = unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
+	if c.NetnsPath == "" {
+		process.Namespaces |= unix.CLONE_NEWNET
+	} else {
+		netns, err := os.Open(c.NetnsPath)
+		if err != nil {
+			return err
+		}
+		defer netns.Close()
+		process.Files = []*os.File{netns}
+	}
+	build := c.Mode == leapcell.TaskBuild
+	if err := giveOutput(process.Stdio[1:], build); err != nil {
+		return err
+	}
+	compiled := d.filters[0]
+	if build {
+		compiled = d.filters[1]
+	}
+	s, err := sandbox(Spec(c, host), d.machine, compiled, tasksOf(d.machine, c))
+	if err != nil {
+		return err
+	}
+	pid, err := script.Start(ctx, s, process)
+	if pid == 0 {
+		return err
+	}
+	if err == nil {
+		cell.process, err = openProcess(pid)
+	}
+	if err != nil {
+		_ = unix.Kill(pid, unix.SIGKILL) // not reaped yet: it is still ours
+		for {
+			if _, e := unix.Wait4(pid, nil, 0, nil); e != unix.EINTR {
+				break
+			}
+		}
+		return err
+	}
+	cell.started = time.Now()
+	return nil
+}
+
+// groups makes the cgroups beyond those that have limits: where the machine has a version 2
+// tree, the one that the process is born in; for version 1, one for all cells in each other hierarchy.
+func (d *direct) groups(c Config) (born *os.File, err error) {
+	if d.h.unified != "" {
+		return os.Open(filepath.Join(d.h.unified, c.CgroupParent, c.ID))
+	}
+	once, _ := d.shared.LoadOrStore(c.CgroupParent, sync.OnceValue(func() error { return d.share(c.CgroupParent) }))
+	if err := once.(func() error)(); err != nil {
+		d.shared.Delete(c.CgroupParent) // the next start tries again
+		return nil, err
+	}
+	if d.h.hybrid == "" {
+		return nil, nil
+	}
+	dir := filepath.Join(d.h.hybrid, c.CgroupParent, c.ID)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("make cgroup: %w", err)
+	}
+	return os.Open(dir)
+}
+
+// deviceRules are what the app may do with device nodes, should it ever get one: those of
+// /dev and the pseudo terminals.
+var deviceRules = []string{
+	"c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm", "c 1:8 rwm", "c 1:9 rwm", "c 5:0 rwm", "c 5:2 rwm", "c 136:* rwm",
+}
+
+// share makes the groups that all cells of a parent share.
+func (d *direct) share(parent string) error {
+	for _, m := range d.machine.groups {
+		if m.own {
+			continue
+		}
+		dir := filepath.Join(m.dir, parent, sharedGroup)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("make cgroup: %w", err)
+		}
+		if m.options != "devices" {
+			continue
+		}
+		if err := writeText(filepath.Join(dir, "devices.deny"), "a"); err != nil {
+			return fmt.Errorf("deny devices: %w", err)
+		}
+		for _, rule := range deviceRules {
+			if err := writeText(filepath.Join(dir, "devices.allow"), rule); err != nil {
+				return fmt.Errorf("allow device %s: %w", rule, err)
+			}
+		}
+	}
+	return nil
+}
+
+// tasksOf are the files by which a process moves itself into c's version 1 groups.
+func tasksOf(m machine, c Config) []string {
+	var files []string
+	for _, g := range m.groups {
+		id := sharedGroup
+		if g.own {
+			id = c.ID
+		}
+		files = append(files, filepath.Join(g.dir, c.CgroupParent, id, "tasks"))
+	}
+	return files
+}
+
+// mounts1 are the version 1 hierarchies; none on pure version 2.
+func (h *hierarchy) mounts1() []v1Mount {
+	byDir := map[string][]string{}
+	for option, dir := range h.v1 {
+		byDir[dir] = append(byDir[dir], option)
+	}
+	var out []v1Mount
+	for _, dir := range h.all {
+		options := byDir[dir]
+		if len(options) == 0 || h.unified != "" {
+			continue
+		}
+		slices.Sort(options)
+		own := slices.ContainsFunc(options, func(o string) bool { return slices.Contains(needed, o) })
+		out = append(out, v1Mount{dir: dir, options: strings.Join(options, ","), own: own})
+	}
+	return out
+}
+
+// giveOutput lets the app open /dev/stdout and /dev/stderr anew, where they are pipes.
+func giveOutput(files []*os.File, build bool) error {
+	if build {
+		return nil // root may anyway
+	}
+	for _, f := range files {
+		info, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		if info.Mode()&fs.ModeNamedPipe != 0 {
+			if err := f.Chown(leapcell.InstanceUID, -1); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// prepareTargets makes what is mounted over or changed into and may be missing in a writable
+// image. No link of the image leads out of it.
+func prepareTargets(c Config) error {
+	if c.Mode == leapcell.TaskServerless && len(c.Mounts) == 0 {
+		return nil
+	}
+	root, err := os.OpenRoot(c.Rootfs)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	if dir := inRoot(c.WorkDir); c.Mode != leapcell.TaskServerless && dir != "." {
+		if err := root.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	for _, m := range c.Mounts {
+		if err := prepareTarget(root, m); err != nil {
+			return fmt.Errorf("prepare the mount at %s: %w", m.Target, err)
+		}
+	}
+	return nil
+}
+
+func prepareTarget(root *os.Root, m Mount) error {
+	source, err := os.Stat(m.Source)
+	if err != nil {
+		return err
+	}
+	target := inRoot(m.Target)
+	if _, err := root.Stat(target); err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if source.IsDir() {
+		return root.MkdirAll(target, 0o755)
+	}
+	if err := root.MkdirAll(filepath.Dir(target), 0o755); err != nil {
+		return err
+	}
+	f, err := root.OpenFile(target, os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// inRoot is an absolute path as seen from the root folder.
+func inRoot(path string) string {
+	if rel := strings.TrimPrefix(filepath.Clean("/"+path), "/"); rel != "" {
+		return rel
+	}
+	return "."
+}
+
+// bytesOf writes 32-bit numbers as the kernel reads them.
+func bytesOf(words ...uint32) []byte {
+	var b []byte
+	for _, w := range words {
+		b = binary.NativeEndian.AppendUint32(b, w)
+	}
+	return b
+}
+
+func rlimit(r specs.POSIXRlimit) []byte {
+	return binary.NativeEndian.AppendUint64(binary.NativeEndian.AppendUint64(nil, r.Soft), r.Hard)
+}
