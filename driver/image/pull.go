@@ -181,7 +181,11 @@ func (p *transfer) run(ctx context.Context) (*Image, error) {
 	if err := group.Wait(); err != nil {
 		return nil, err
 	}
-	return p.s.add(p.ref.DigestStr(), on)
+	img, err := p.s.add(p.ref.DigestStr(), on)
+	if err == nil {
+		img.Pulled = p.size
+	}
+	return img, err
 }
 
 // command is what the image runs by itself.

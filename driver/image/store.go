@@ -74,6 +74,7 @@ type Image struct {
 	Env     []string
 	WorkDir string
 	Cmd     []string
+	Pulled  int64 // bytes of its layers, when they came with this call of Pull; 0 when it was here
 }
 
 // stored is an Image on disk: with the names of its layers, so that the store can be moved.
