@@ -88,7 +88,10 @@ func (b *blob) read(p []byte) (int, error) {
 func (b *blob) lost(err error) error {
 	away := b.body != nil || isAway(err)
 	b.drop()
-	if !away || time.Since(b.last) > b.patience || b.ctx.Err() != nil {
+	if b.ctx.Err() != nil {
+		return b.ctx.Err() // without its cause, which may be the fault of another layer
+	}
+	if !away || time.Since(b.last) > b.patience {
 		return err
 	}
 	b.wait = min(max(2*b.wait, firstWait), 2*time.Second)

@@ -300,9 +300,9 @@ func diskUsage(dir string) (usage, error) {
 
 func isFull(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
 
-// plain puts a full disk in plain words.
+// plain puts a full disk in plain words, unless that was done.
 func (s *Store) plain(err error) error {
-	if isFull(err) {
+	if isFull(err) && !errors.As(err, new(*leapcell.Error)) {
 		return s.full(err, "")
 	}
 	return err

@@ -116,6 +116,11 @@ func (r *testRegistry) push(t testing.TB, layers ...v1.Layer) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return r.pushImage(t, img)
+}
+
+func (r *testRegistry) pushImage(t testing.TB, img v1.Image) string {
+	t.Helper()
 	tag, err := name.NewTag(r.host + "/app:1")
 	if err != nil {
 		t.Fatal(err)

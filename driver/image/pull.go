@@ -83,19 +83,22 @@ func (s *Store) resolve(ctx context.Context, ref string) (digest name.Digest, ta
 		return digest, "", nil
 	}
 	tag = parsed.Name()
+	s.mu.Lock()
+	known, ok := s.tags[tag]
+	s.mu.Unlock()
 	var found string
-	err = s.patiently(ctx, func() (err error) {
+	look := func() (err error) {
 		found, err = s.lookUp(ctx, parsed)
 		return err
-	})
-	if isAway(err) {
-		s.mu.Lock()
-		known, ok := s.tags[tag]
-		s.mu.Unlock()
-		if ok {
-			s.cfg.Log.Warn("the registry is away: a tag is taken for what it was before", "image", tag, "digest", known, "error", err)
-			found, err = known, nil
-		}
+	}
+	if ok {
+		err = look()
+	} else {
+		err = s.patiently(ctx, look)
+	}
+	if ok && isAway(err) {
+		s.cfg.Log.Warn("the registry is away: a tag is taken for what it was before", "image", tag, "digest", known, "error", err)
+		found, err = known, nil
 	}
 	if err != nil {
 		return digest, "", s.explain(err, ref)
@@ -109,8 +112,12 @@ func (s *Store) lookUp(ctx context.Context, ref name.Reference) (string, error) 
 		return "", err
 	}
 	defer l.Close()
-	if head, err := remote.Head(ref, l.options(ctx)...); err == nil {
+	head, err := remote.Head(ref, l.options(ctx)...)
+	if err == nil {
 		return head.Digest.String(), nil
+	}
+	if isAway(err) {
+		return "", err
 	}
 	full, err := remote.Get(ref, l.options(ctx)...) // not every registry tells digests in headers
 	if err != nil {
@@ -137,7 +144,7 @@ func (s *Store) pullWithRoom(ctx context.Context, digest name.Digest, tag string
 		err = s.patiently(ctx, attempt)
 	}
 	if isFull(err) {
-		return nil, s.full(err, fmt.Sprintf("the image %s has %s to transfer, and %d unused images were removed for it", digest, megabytes(p.size), done.removed))
+		return nil, s.full(err, fmt.Sprintf("the image %s has %s to transfer and more to unpack, and %d unused images were removed for it", digest, megabytes(p.size), done.removed))
 	}
 	return img, err
 }

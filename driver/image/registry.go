@@ -174,9 +174,10 @@ func (l *link) login(ctx context.Context, repo name.Repository, scope string) (h
 
 const userAgent = "leapcell-node"
 
-// options are those of operations that log in by themselves.
+// options are those of operations that log in by themselves. They try once: the patience is ours.
 func (l *link) options(ctx context.Context) []remote.Option {
 	return []remote.Option{
+		remote.WithRetryBackoff(remote.Backoff{Duration: time.Millisecond, Steps: 1}),
 		remote.WithContext(ctx), remote.WithTransport(l), remote.WithAuth(l.auth), remote.WithJobs(2), remote.WithUserAgent(userAgent),
 	}
 }
