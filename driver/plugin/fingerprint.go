@@ -3,15 +3,15 @@ package plugin
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
-	"os/exec"
 	"strings"
 	"time"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
 	pstructs "github.com/hashicorp/nomad/plugins/shared/structs"
 
+	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/driver/cell"
 	"github.com/leapcell/leapcell/driver/supervisor"
 )
 
@@ -82,8 +82,8 @@ func machine(cfg supervisor.Config) error {
 	if os.Geteuid() != 0 {
 		errs = append(errs, errors.New("the agent must run as root"))
 	}
-	if _, err := exec.LookPath(cfg.Runtime); err != nil {
-		errs = append(errs, fmt.Errorf("the runtime %s is not on the PATH", cfg.Runtime))
+	if err := cell.Available(cfg.Runtime); err != nil {
+		errs = append(errs, errors.New(leapcell.ErrorMessage(err)))
 	}
 	if b, err := os.ReadFile("/proc/filesystems"); err == nil && !strings.Contains(string(b), "\toverlay\n") {
 		errs = append(errs, errors.New("the kernel has no overlay file system (modprobe overlay)"))
