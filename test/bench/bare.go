@@ -119,6 +119,33 @@ func (b *bare) spawn(ctx context.Context) (time.Duration, error) {
 	return d.took, d.err
 }
 
+// serve starts the app for good, where this process can reach it, and gives its address.
+func (b *bare) serve(s *session) (address string, stop func()) {
+	address = freeAddress(s)
+	_, port, _ := strings.Cut(address, ":")
+	cmd := exec.Command("/bin/bash", "-c", b.command)
+	cmd.Dir = "/app"
+	for _, kv := range b.env {
+		if !strings.HasPrefix(kv, "PORT=") {
+			cmd.Env = append(cmd.Env, kv)
+		}
+	}
+	cmd.Env = append(cmd.Env, "PORT="+port)
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Chroot: b.root, Setpgid: true, Credential: &syscall.Credential{Uid: 1000, Gid: 1000},
+	}
+	must(s, cmd.Start())
+	stop = func() {
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // it is ours, and still unreaped
+		_ = cmd.Wait()                                      // "killed"
+	}
+	if err := answers(s, address); err != nil {
+		stop()
+		s.Fatalf("the app on its own: %v", err)
+	}
+	return address, stop
+}
+
 func (b *bare) onThisThread(ctx context.Context) (took time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()

@@ -3,6 +3,9 @@
 //
 //	go run ./test/bench -bench cold -n 50 -runtimes go,node,python,rust
 //	go run ./test/bench -bench resume -n 100 -runtimes go
+//	go run ./test/bench -bench warm
+//	go run ./test/bench -bench burst -services 25
+//	go run ./test/bench -bench routes -routes 10000 -n 20
 //
 // It uses the platform that LEAPCELL_TEST_STATE names, else one of its own. What is compared
 // is interleaved, because the speed of a machine drifts.
@@ -14,9 +17,11 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -30,6 +35,8 @@ type config struct {
 	n        int
 	runtimes []string
 	json     string
+	services int
+	routes   int
 }
 
 // report is what a benchmark found, for people and for programs.
@@ -45,23 +52,36 @@ type result struct {
 	Runtime string             `json:"runtime"`
 	Figures map[string]summary `json:"figures"` // milliseconds
 	Ratio   float64            `json:"ratio,omitempty"`
-	Added   float64            `json:"added"` // difference of the medians
+	Added   float64            `json:"added,omitempty"` // difference of the medians
+	Other   map[string]float64 `json:"other,omitempty"` // with the unit in its name
 }
 
 // benches are the benchmarks by name.
-var benches = map[string]func(*session, config) ([]result, error){"cold": cold, "resume": resume}
+var benches = map[string]func(*session, config) ([]result, error){
+	"cold": cold, "resume": resume, "warm": warm, "burst": burst, "routes": routes,
+}
 
 func main() {
 	var c config
 	var runtimes string
-	flag.StringVar(&c.bench, "bench", "cold", "cold or resume")
+	flag.StringVar(&c.bench, "bench", "cold", strings.Join(slices.Sorted(maps.Keys(benches)), ", "))
 	flag.IntVar(&c.n, "n", 50, "samples per runtime")
 	flag.StringVar(&runtimes, "runtimes", "go,node,python,rust", "samples of the folder examples")
 	flag.StringVar(&c.json, "json", "", "file to write the report to")
+	flag.IntVar(&c.services, "services", 25, "burst: services, at most 100 are woken at once")
+	flag.IntVar(&c.routes, "routes", 10000, "routes: how many in the end")
+	plain := flag.String("plain", "", "serve Traefik without an edge at LISTEN=TARGET; for this program's own use")
 	flag.Parse()
 	c.runtimes = strings.Split(runtimes, ",")
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	if *plain != "" {
+		if err := servePlain(ctx, *plain); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if err := run(ctx, c, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
@@ -71,7 +91,7 @@ func main() {
 func run(ctx context.Context, c config, out io.Writer) (err error) {
 	measure, ok := benches[c.bench]
 	if !ok {
-		return fmt.Errorf("there is no benchmark %q: cold or resume", c.bench)
+		return fmt.Errorf("there is no benchmark %q: %s", c.bench, strings.Join(slices.Sorted(maps.Keys(benches)), ", "))
 	}
 	p, release, err := harness.Acquire(ctx)
 	if err != nil {
@@ -105,15 +125,33 @@ func (r report) print(out io.Writer) {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "runtime\twhat\tp50\tp90\tp99\tmax\t")
 	for _, res := range r.Results {
-		for _, name := range append([]string{"bare", "warm", "resumed", "cold"}, phases...) {
+		for _, name := range order(res.Figures) {
 			if f, ok := res.Figures[name]; ok {
-				fmt.Fprintf(w, "%s\t%s\t%.1f\t%.1f\t%.1f\t%.1f\t\n", res.Runtime, name, f.P50, f.P90, f.P99, f.Max)
+				fmt.Fprintf(w, "%s\t%s\t%.2f\t%.2f\t%.2f\t%.2f\t\n", res.Runtime, name, f.P50, f.P90, f.P99, f.Max)
 			}
 		}
 		if res.Ratio > 0 {
 			fmt.Fprintf(w, "%s\tratio\t%.2f\t\t\t\t\n", res.Runtime, res.Ratio)
 		}
-		fmt.Fprintf(w, "%s\tadded\t%.1f\t\t\t\t\n", res.Runtime, res.Added)
+		if res.Added != 0 {
+			fmt.Fprintf(w, "%s\tadded\t%.2f\t\t\t\t\n", res.Runtime, res.Added)
+		}
 	}
 	w.Flush()
+	for _, res := range r.Results {
+		for _, name := range slices.Sorted(maps.Keys(res.Other)) {
+			fmt.Fprintf(out, "%s: %s: %.4g\n", res.Runtime, name, res.Other[name])
+		}
+	}
+}
+
+// order is how figures are listed: what is compared first, then the phases in time.
+func order(figures map[string]summary) []string {
+	names := []string{}
+	for _, name := range slices.Sorted(maps.Keys(figures)) {
+		if !slices.Contains(phases, name) {
+			names = append(names, name)
+		}
+	}
+	return append(names, phases...)
 }

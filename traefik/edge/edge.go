@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"sync"
 	"time"
 
@@ -46,6 +47,17 @@ func (c Config) Validate() error {
 	case c.ID == "":
 		return leapcell.Errorf(leapcell.CodeInvalid, "the edge has no name: give --id")
 	}
+	return nil
+}
+
+// Serve runs Traefik's entry point as an edge has it, with handler behind it and nothing of
+// an edge: what an edge adds is measured against it. It needs Listen and Log of cfg.
+func Serve(ctx context.Context, cfg Config, handler http.Handler) error {
+	front, err := newFront(cfg, handler)
+	if err != nil {
+		return err
+	}
+	front.run(ctx)
 	return nil
 }
 

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	nomad "github.com/hashicorp/nomad/api"
+
+	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/internal/platform"
+	"github.com/leapcell/leapcell/test/harness"
+)
+
+// routes measures whether an edge that knows many services is slower or larger for it.
+func routes(s *session, c config) ([]result, error) {
+	service := s.p.Probe(s, harness.Spec{})
+	edge := s.p.Parts("leapcell-edge", "")
+	if len(edge) != 1 {
+		return nil, fmt.Errorf("%d edges are running, not one", len(edge))
+	}
+	var out []result
+	known, before := 1, int64(0)
+	for _, n := range []int{10, 1000, c.routes} {
+		if err := fill(s, service, known, n); err != nil {
+			return nil, err
+		}
+		known = n
+		samples := sums{}
+		for range c.n {
+			service.ToZero(s)
+			took, _ := s.visit(service)
+			samples.add("cold", took)
+			took, _ = s.visit(service)
+			samples.add("warm", took)
+		}
+		memory := pss(s, edge[0].PID)
+		r := result{Runtime: fmt.Sprintf("%d routes", n), Figures: samples.summaries(), Other: map[string]float64{"edge, MB": float64(memory) / (1 << 20)}}
+		if before > 0 {
+			r.Other["edge, bytes a route"] = float64(memory-before) / float64(n-10)
+		} else {
+			before = memory
+		}
+		out = append(out, r)
+	}
+	return out, nil
+}
+
+// fill writes the routes of services that are nowhere, until there are n.
+func fill(s *session, service *harness.Service, from, n int) error {
+	const writers = 8
+	route := leapcell.Route{
+		Service: "nowhere", Mode: leapcell.Serverless, Concurrency: 50, MaxInstances: 10, MaxInFlight: 1000,
+		Namespace: platform.Namespace, StartTimeout: leapcell.Duration(10 * time.Second), DormantAfter: leapcell.Duration(30 * time.Minute),
+	}
+	numbers := make(chan int)
+	errs := make(chan error, writers)
+	var all sync.WaitGroup
+	for range writers {
+		all.Go(func() {
+			for i := range numbers {
+				r := route
+				r.ServiceID = fmt.Sprintf("nowhere-%d-default-abcdefgh", i)
+				r.Deployment, r.Hosts = fmt.Sprintf("nowhere-%d-1", i), []string{r.ServiceID + "." + s.p.Config.Domain}
+				if err := put(s, r); err != nil {
+					errs <- err
+					return
+				}
+			}
+		})
+	}
+	for i := from; i < n; i++ {
+		select {
+		case numbers <- i:
+		case err := <-errs:
+			return err
+		}
+	}
+	close(numbers)
+	all.Wait()
+	select {
+	case err := <-errs:
+		return err
+	default:
+	}
+	last := fmt.Sprintf("nowhere-%d-default-abcdefgh.%s", n-1, s.p.Config.Domain)
+	harness.Eventually(s, time.Minute, "the edge has read the last route", func() bool {
+		// Known, but not in Nomad: 502. Not known: 404.
+		status := ask(s, last)
+		return status != 0 && status != http.StatusNotFound
+	})
+	return nil
+}
+
+// pss is the proportional set size of a process, in bytes.
+func pss(s *session, pid int) int64 {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	must(s, err)
+	for line := range strings.Lines(string(b)) {
+		var kb int64
+		if _, err := fmt.Sscanf(line, "Pss: %d kB", &kb); err == nil {
+			return kb << 10
+		}
+	}
+	s.Fatalf("process %d has no Pss line", pid)
+	return 0
+}
+
+// ask gives the status that a host's root page has at the edge; 0: it could not be asked.
+func ask(s *session, host string) int {
+	req, err := http.NewRequestWithContext(s.ctx, http.MethodGet, "http://"+host+"/", nil)
+	must(s, err)
+	resp, err := s.p.HTTP.Do(req)
+	if err != nil {
+		return 0
+	}
+	resp.Body.Close()
+	return resp.StatusCode
+}
+
+func put(s *session, r leapcell.Route) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	path := leapcell.RoutesPrefix + r.ServiceID
+	options := &nomad.WriteOptions{Namespace: r.Namespace}
+	s.Cleanup(func() { _, _ = s.p.Nomad.Variables().Delete(path, options) })
+	_, _, err = s.p.Nomad.Variables().Update(&nomad.Variable{
+		Namespace: r.Namespace, Path: path, Items: nomad.VariableItems{leapcell.VariableItem: string(b)},
+	}, options.WithContext(s.ctx))
+	return err
+}
