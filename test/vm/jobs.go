@@ -1,0 +1,67 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/leapcell/leapcell/test/vm/wire"
+)
+
+// contractLimit and driverLimit are for a machine whose processor is emulated.
+const (
+	contractLimit = 50 * time.Minute
+	driverLimit   = 8 * time.Minute
+)
+
+// tests compiles the tests and says how to run them: packages of the driver one by one, then
+// the driver below a real Nomad, then the contract on a whole platform.
+func (t *tree) tests(ctx context.Context, c config) ([]wire.Job, error) {
+	list := exec.CommandContext(ctx, "go", "list", "-f", "{{if or .TestGoFiles .XTestGoFiles}}{{.Dir}}{{end}}", "./driver/...")
+	list.Dir = c.root
+	out, err := list.Output()
+	if err != nil {
+		return nil, fmt.Errorf("go list: %w", err)
+	}
+	var jobs []wire.Job
+	for dir := range strings.FieldsSeq(string(out)) {
+		rel, err := filepath.Rel(c.root, dir)
+		if err != nil {
+			return nil, err
+		}
+		if rel != "driver" {
+			jobs = append(jobs, job(rel, dir, driverLimit, "-test.short"))
+		}
+	}
+	e2e := job("driver e2e", filepath.Join(c.root, "driver"), driverLimit)
+	e2e.Env = append(e2e.Env, "NOMAD_BIN="+filepath.Join(c.root, "bin", "nomad"))
+	contract := job("contract", filepath.Join(c.root, "test", "contract"), contractLimit, "-test.run="+c.run)
+	// Its folder stays: should tests fail, the logs in it are shown.
+	contract.Env = append(contract.Env, "LEAPCELL_TEST_KEEP=1")
+	jobs = slices.DeleteFunc(append(jobs, e2e, contract), func(j wire.Job) bool { return !c.wants(j.Name) })
+	if len(jobs) == 0 {
+		return nil, fmt.Errorf("there are no jobs of the name %q", c.jobs)
+	}
+	for _, j := range jobs {
+		if err := goRun(ctx, j.Dir, "test", "-c", "-tags", "e2e", "-ldflags", "-s -w", "-o", t.inside(j.Args[0]), "."); err != nil {
+			return nil, err
+		}
+	}
+	return jobs, nil
+}
+
+// job runs the tests of the package in dir.
+func job(name, dir string, limit time.Duration, args ...string) wire.Job {
+	program := wire.Dir + "/tests/" + strings.NewReplacer("/", "-", " ", "-").Replace(name)
+	// The test's own limit comes first: it shows where it hangs.
+	args = append([]string{program, "-test.v", "-test.count=1", "-test.timeout=" + (limit - 15*time.Second).String()}, args...)
+	return wire.Job{Name: name, Dir: dir, Args: args, Env: []string{"GOTRACEBACK=all"}, Limit: limit}
+}
+
+func (c config) wants(job string) bool {
+	return slices.ContainsFunc(strings.Split(c.jobs, ","), func(word string) bool { return strings.Contains(job, word) })
+}
