@@ -6,6 +6,7 @@
 //	go run ./test/bench -bench warm
 //	go run ./test/bench -bench burst -services 25
 //	go run ./test/bench -bench routes -routes 10000 -n 20
+//	go run ./test/bench -bench mixed -for 10m
 //
 // It uses the platform that LEAPCELL_TEST_STATE names, else one of its own. What is compared
 // is interleaved, because the speed of a machine drifts.
@@ -37,6 +38,7 @@ type config struct {
 	json     string
 	services int
 	routes   int
+	last     time.Duration
 }
 
 // report is what a benchmark found, for people and for programs.
@@ -58,7 +60,7 @@ type result struct {
 
 // benches are the benchmarks by name.
 var benches = map[string]func(*session, config) ([]result, error){
-	"cold": cold, "resume": resume, "warm": warm, "burst": burst, "routes": routes,
+	"cold": cold, "resume": resume, "warm": warm, "burst": burst, "routes": routes, "mixed": mixed,
 }
 
 func main() {
@@ -70,6 +72,7 @@ func main() {
 	flag.StringVar(&c.json, "json", "", "file to write the report to")
 	flag.IntVar(&c.services, "services", 25, "burst: services, at most 100 are woken at once")
 	flag.IntVar(&c.routes, "routes", 10000, "routes: how many in the end")
+	flag.DurationVar(&c.last, "for", 10*time.Minute, "mixed: how long")
 	plain := flag.String("plain", "", "serve Traefik without an edge at LISTEN=TARGET; for this program's own use")
 	flag.Parse()
 	c.runtimes = strings.Split(runtimes, ",")
