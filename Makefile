@@ -32,7 +32,7 @@ build: ## all programs, into bin/
 tools: build ## Nomad and Vault: found on PATH, or built from their pinned modules into bin/
 	bin/leapcell tools
 
-test: lint unit e2e ## all of it: lint, unit tests, contract and end-to-end tests (as root)
+test: lint tools unit e2e ## all of it: lint, unit tests, contract and end-to-end tests (as root)
 
 check: lint unit ## what needs neither root nor a platform
 
@@ -42,8 +42,8 @@ lint: ## formatting, vet, staticcheck, documentation that is generated
 	$(GO) build -C tools/lint -o ../../bin/staticcheck honnef.co/go/tools/cmd/staticcheck
 	bin/staticcheck ./...
 
-unit: ## unit tests, with the race detector
-	$(GO) test -race -short -timeout 10m ./...
+unit: ## unit tests, with the race detector; those that need Nomad or Vault use what is on PATH or in bin/
+	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -race -short -timeout 10m ./...
 
 e2e: build tools ## contract and end-to-end tests on a platform of their own (as root; RUN=TestName for some)
 	$(GO) run ./test/with $(GO) test -count=1 -p 1 -timeout 40m -run '$(RUN)' ./test/contract ./test/e2e
@@ -51,7 +51,10 @@ e2e: build tools ## contract and end-to-end tests on a platform of their own (as
 contract: build tools ## only the runtime contract, one test a clause (RUN=TestMust_FS)
 	$(GO) run ./test/with $(GO) test -count=1 -v -timeout 30m -run '$(RUN)' ./test/contract
 
-bench: build tools ## benchmarks (BENCH=cold, resume or start; N=50)
+test-v2: build tools ## the driver's tests and the contract's clauses in a virtual machine with cgroup v2 alone (RUN=. for all clauses, JOBS=cell for some tests)
+	$(GO) run ./test/vm $(if $(filter-out file,$(origin RUN)),-run '$(RUN)') $(if $(JOBS),-jobs '$(JOBS)')
+
+bench: build tools ## benchmarks (BENCH=cold, resume, warm, burst, routes, start; N=50)
 ifeq ($(BENCH),start)
 	$(GO) test -run '^$$' -bench . -benchtime $(N)x ./driver/cell
 else
@@ -72,4 +75,4 @@ docs: ## regenerate what is generated
 clean: ## remove what was built
 	rm -rf bin
 
-.PHONY: help up down status build tools test check lint unit e2e contract bench fuzz docs clean
+.PHONY: help up down status build tools test check lint unit e2e contract test-v2 bench fuzz docs clean
