@@ -23,7 +23,7 @@ var info = &base.PluginInfoResponse{
 // network is ours, so that Nomad makes none: the gate listens on the host.
 var capabilities = &drivers.Capabilities{
 	SendSignals:       true,
-	Exec:              false,
+	Exec:              true,
 	FSIsolation:       fsisolation.Image,
 	NetIsolationModes: []drivers.NetIsolationMode{drivers.NetIsolationModeHost},
 	MountConfigs:      drivers.MountConfigSupportNone,
@@ -63,6 +63,9 @@ var configSpec = hclspec.NewObject(map[string]*hclspec.Spec{
 	"image_gc_age":          hclspec.NewDefault(hclspec.NewAttr("image_gc_age", "string", false), hclspec.NewLiteral(`"168h"`)),
 	"image_gc_high_percent": hclspec.NewDefault(hclspec.NewAttr("image_gc_high_percent", "number", false), hclspec.NewLiteral("85")),
 	"image_gc_low_percent":  hclspec.NewDefault(hclspec.NewAttr("image_gc_low_percent", "number", false), hclspec.NewLiteral("75")),
+	// Where usage is reported to, and the file with the token for it; none: it stays here.
+	"api_addr":       hclspec.NewAttr("api_addr", "string", false),
+	"api_token_file": hclspec.NewAttr("api_token_file", "string", false),
 	// What the operator passes into builds: variables, and files by their path inside.
 	"build": hclspec.NewBlock("build", false, hclspec.NewObject(map[string]*hclspec.Spec{
 		"env":   hclspec.NewBlockAttrs("env", "string", false),
@@ -78,7 +81,7 @@ var taskSpec = hclspec.NewObject(map[string]*hclspec.Spec{
 	"mode":            hclspec.NewDefault(hclspec.NewAttr("mode", "string", false), hclspec.NewLiteral(`"serverless"`)),
 	"image":           hclspec.NewAttr("image", "string", true),
 	"command":         hclspec.NewAttr("command", "string", false),
-	"port":            hclspec.NewDefault(hclspec.NewAttr("port", "number", false), hclspec.NewLiteral("8080")),
+	"port":            hclspec.NewAttr("port", "number", false), // see port
 	"service":         hclspec.NewAttr("service", "string", false),
 	"service_id":      hclspec.NewAttr("service_id", "string", false),
 	"deployment":      hclspec.NewAttr("deployment", "string", false),

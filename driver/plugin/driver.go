@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -30,9 +32,9 @@ const quick = 10 * time.Second
 
 // Driver implements drivers.DriverPlugin.
 type Driver struct {
-	drivers.DriverExecTaskNotSupported
-	log  hclog.Logger
-	exec string // the program to start as supervisor
+	log     hclog.Logger
+	machine *machine
+	exec    string // the program to start as supervisor
 
 	launching sync.Mutex // one supervisor is started at a time
 	postponed string     // why the last replacement did not take place; guarded by launching
@@ -40,6 +42,7 @@ type Driver struct {
 	mu     sync.Mutex
 	cfg    supervisor.Config
 	client *supervisor.Client // nil until SetConfig
+	mhz    float64            // of one core, as Nomad reckons
 	known  map[string]bool    // tasks that Nomad has named, see orphans.go
 	ending map[string]bool    // orphans that are being ended
 }
@@ -47,7 +50,7 @@ type Driver struct {
 // New makes a driver. program is started with "supervisor --config FILE" when the node has
 // no supervisor: it is this program's own path.
 func New(program string, log hclog.Logger) *Driver {
-	return &Driver{exec: program, log: log.Named(Name)}
+	return &Driver{exec: program, machine: newMachine(), log: log.Named(Name)}
 }
 
 var _ drivers.DriverPlugin = (*Driver)(nil)
@@ -80,6 +83,9 @@ func (d *Driver) SetConfig(c *base.Config) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.cfg, d.client = cfg, supervisor.NewClient(cfg.Socket())
+	if c := c.AgentConfig.Compute(); c.NumCores > 0 {
+		d.mhz = float64(c.TotalCompute) / float64(c.NumCores)
+	}
 	return nil
 }
 
@@ -128,10 +134,19 @@ func (d *Driver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drive
 func request(cfg *drivers.TaskConfig) (supervisor.StartRequest, error) {
 	req := supervisor.StartRequest{
 		ID: cfg.ID, Name: cfg.Name, AllocID: cfg.AllocID, Namespace: cfg.Namespace, Dir: cfg.AllocDir,
-		Address: address(cfg),
+		Address: address(cfg), Env: environment(cfg.Env),
 	}
 	if err := cfg.DecodeDriverConfig(&req.Config); err != nil {
 		return req, fmt.Errorf("task config: %w", err)
+	}
+	if req.Config.Port == 0 {
+		req.Config.Port = port(cfg)
+	}
+	if req.Config.Service == "" {
+		req.Config.Service = cfg.JobName
+	}
+	if req.Config.Deployment == "" {
+		req.Config.Deployment = cfg.JobName
 	}
 	if r := cfg.Resources; r != nil && r.NomadResources != nil {
 		req.MemoryMB = int(r.NomadResources.Memory.MemoryMB)
@@ -149,6 +164,31 @@ func address(cfg *drivers.TaskConfig) string {
 		}
 	}
 	return cfg.Env["NOMAD_HOST_ADDR_"+leapcell.PortLabel]
+}
+
+// port is where the app listens if its config does not say: the "to" of the port that Nomad
+// allotted, or the contract's default.
+func port(cfg *drivers.TaskConfig) int {
+	if r := cfg.Resources; r != nil && r.Ports != nil {
+		for _, p := range *r.Ports {
+			if p.Label == leapcell.PortLabel && p.To > 0 {
+				return p.To
+			}
+		}
+	}
+	return leapcell.DefaultPort
+}
+
+// environment is what the job's author wrote, without what Nomad adds: an instance sees nothing
+// of the cluster. [ID5]
+func environment(all map[string]string) map[string]string {
+	out := map[string]string{}
+	for name, value := range all {
+		if !slices.ContainsFunc([]string{"NOMAD_", "VAULT_", "CONSUL_"}, func(p string) bool { return strings.HasPrefix(name, p) }) {
+			out[name] = value
+		}
+	}
+	return out
 }
 
 // RecoverTask checks that the supervisor still has the task.
@@ -250,8 +290,9 @@ func (d *Driver) InspectTask(id string) (*drivers.TaskStatus, error) {
 	out := &drivers.TaskStatus{
 		ID: s.ID, Name: s.Name, State: drivers.TaskStateRunning, StartedAt: s.StartedAt, CompletedAt: s.CompletedAt,
 		DriverAttributes: map[string]string{
-			"pid": strconv.Itoa(s.PID), "gate": s.Gate.State, "suspended": strconv.FormatBool(s.Gate.Suspended),
+			"pid": strconv.Itoa(s.PID), "state": string(s.State), "gate": s.Gate.State, "suspended": strconv.FormatBool(s.Gate.Suspended),
 			"requests": strconv.FormatInt(s.Gate.Requests, 10), "compute_ms": strconv.FormatInt(s.Gate.ComputeMS, 10),
+			"egress_bytes": strconv.FormatInt(s.Gate.EgressBytes, 10), "suspensions": strconv.FormatInt(s.Gate.Suspensions, 10),
 		},
 	}
 	if s.State == supervisor.Exited {
@@ -281,7 +322,7 @@ func (d *Driver) TaskStats(ctx context.Context, id string, interval time.Duratio
 	out := make(chan *cstructs.TaskResourceUsage)
 	go func() {
 		defer close(out)
-		meter := usage{}
+		meter := usage{mhz: d.coreMHz()}
 		timer := time.NewTimer(0)
 		defer timer.Stop()
 		for {

@@ -2,16 +2,12 @@ package plugin
 
 import (
 	"context"
-	"errors"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/hashicorp/nomad/plugins/drivers"
 	pstructs "github.com/hashicorp/nomad/plugins/shared/structs"
 
-	"github.com/leapcell/leapcell"
-	"github.com/leapcell/leapcell/driver/cell"
 	"github.com/leapcell/leapcell/driver/supervisor"
 )
 
@@ -47,10 +43,12 @@ func (d *Driver) fingerprint(ctx context.Context) *drivers.Fingerprint {
 	if !configured {
 		return &drivers.Fingerprint{Health: drivers.HealthStateUndetected, HealthDescription: "not configured: state_dir is missing"}
 	}
+	attributes := d.attributes(ctx, cfg)
 	unhealthy := func(err error) *drivers.Fingerprint {
-		return &drivers.Fingerprint{Health: drivers.HealthStateUnhealthy, HealthDescription: err.Error()}
+		text := strings.Join(strings.Split(err.Error(), "\n"), "; ")
+		return &drivers.Fingerprint{Attributes: attributes, Health: drivers.HealthStateUnhealthy, HealthDescription: text}
 	}
-	if err := machine(cfg); err != nil {
+	if err := d.machine.missing(cfg); err != nil {
 		return unhealthy(err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, quick)
@@ -63,52 +61,25 @@ func (d *Driver) fingerprint(ctx context.Context) *drivers.Fingerprint {
 	if err != nil {
 		return unhealthy(err)
 	}
-	return &drivers.Fingerprint{
-		Health: drivers.HealthStateHealthy, HealthDescription: drivers.DriverHealthy,
-		Attributes: map[string]*pstructs.Attribute{
-			"driver.leapcell":                    pstructs.NewBoolAttribute(true),
-			"driver.leapcell.version":            pstructs.NewStringAttribute(supervisor.Version),
-			"driver.leapcell.supervisor_version": pstructs.NewStringAttribute(h.Version),
-			"driver.leapcell.runtime":            pstructs.NewStringAttribute(cfg.Runtime),
-			"driver.leapcell.cgroups":            pstructs.NewStringAttribute(cgroupVersion()),
-			"driver.leapcell.name":               pstructs.NewStringAttribute(cfg.Name),
-		},
-	}
+	attributes[attributePrefix+".supervisor_version"] = pstructs.NewStringAttribute(h.Version)
+	return &drivers.Fingerprint{Attributes: attributes, Health: drivers.HealthStateHealthy, HealthDescription: drivers.DriverHealthy}
 }
 
-// machine checks what a task needs of the machine; all that is missing is said at once.
-func machine(cfg supervisor.Config) error {
-	var errs []error
-	if os.Geteuid() != 0 {
-		errs = append(errs, errors.New("the agent must run as root"))
-	}
-	if err := cell.Available(cfg.Runtime); err != nil {
-		errs = append(errs, errors.New(leapcell.ErrorMessage(err)))
-	}
-	if b, err := os.ReadFile("/proc/filesystems"); err == nil && !strings.Contains(string(b), "\toverlay\n") {
-		errs = append(errs, errors.New("the kernel has no overlay file system (modprobe overlay)"))
-	}
-	if cgroupVersion() == "" {
-		errs = append(errs, errors.New("the cgroup controllers cpu, memory, pids and the freezer are not all there"))
-	}
-	return errors.Join(errs...)
-}
+// attributePrefix begins the names of the node's attributes that jobs can make constraints of.
+const attributePrefix = "driver." + Name
 
-// cgroupVersion is "v2", "v1", or "" when controllers are missing.
-func cgroupVersion() string {
-	if b, err := os.ReadFile("/sys/fs/cgroup/cgroup.controllers"); err == nil {
-		have := " " + strings.TrimSpace(string(b)) + " "
-		for _, c := range []string{"cpu", "memory", "pids"} {
-			if !strings.Contains(have, " "+c+" ") {
-				return ""
-			}
-		}
-		return "v2"
-	}
-	for _, c := range []string{"cpu", "memory", "pids", "freezer"} {
-		if _, err := os.Stat("/sys/fs/cgroup/" + c + "/cgroup.procs"); err != nil {
-			return ""
+// attributes are what can be said of this node in any state.
+func (d *Driver) attributes(ctx context.Context, cfg supervisor.Config) map[string]*pstructs.Attribute {
+	out := map[string]*pstructs.Attribute{attributePrefix: pstructs.NewBoolAttribute(true)}
+	cgroups, _ := d.machine.cgroups()
+	for name, value := range map[string]string{
+		"version": supervisor.Version, "name": cfg.Name,
+		"runtime": cfg.Runtime, "runtime_version": d.machine.runtimeVersion(ctx, cfg.Runtime),
+		"cgroups": cgroups, "kernel": kernel(),
+	} {
+		if value != "" {
+			out[attributePrefix+"."+name] = pstructs.NewStringAttribute(value)
 		}
 	}
-	return "v1"
+	return out
 }

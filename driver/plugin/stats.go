@@ -10,6 +10,7 @@ import (
 
 // usage turns counters into rates: it remembers the last reading.
 type usage struct {
+	mhz float64 // of one core; 0 when Nomad does not know
 	at  time.Time
 	cpu uint64
 }
@@ -28,9 +29,16 @@ func (u *usage) of(s supervisor.TaskStats) *cstructs.TaskResourceUsage {
 				Measured: []string{"RSS", "Usage", "Max Usage"},
 			},
 			CpuStats: &cstructs.CpuStats{
-				Percent: percent, ThrottledPeriods: s.Cell.Throttled, ThrottledTime: s.Cell.ThrottledNanos,
+				Percent: percent, TotalTicks: percent / 100 * u.mhz, // what Nomad's UI draws
+				ThrottledPeriods: s.Cell.Throttled, ThrottledTime: s.Cell.ThrottledNanos,
 				Measured: []string{"Percent", "Throttled Periods", "Throttled Time"},
 			},
 		},
 	}
+}
+
+func (d *Driver) coreMHz() float64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.mhz
 }

@@ -17,8 +17,8 @@ import (
 	"github.com/leapcell/leapcell/driver/image"
 )
 
-// StartRequest is a task as the plugin got it from Nomad. It is stored for recovery, so it
-// holds no value of any variable.
+// StartRequest is a task as the plugin got it from Nomad. It is stored for recovery, without
+// the values of variables.
 type StartRequest struct {
 	ID        string              `json:"id"` // Nomad's ID of the task on this node
 	Name      string              `json:"name"`
@@ -28,6 +28,14 @@ type StartRequest struct {
 	Address   string              `json:"address"` // of the gate; "" in build mode
 	MemoryMB  int                 `json:"memoryMB"`
 	Config    leapcell.TaskConfig `json:"config"`
+	// Env is the task's own env block and the templates that are variables.
+	Env map[string]string `json:"env,omitempty"`
+}
+
+// lasting is the request as it is stored.
+func (r StartRequest) lasting() StartRequest {
+	r.Env = nil
+	return r
 }
 
 func (r StartRequest) logDir() string { return filepath.Join(r.Dir, "alloc", "logs") }
@@ -52,17 +60,23 @@ func (r StartRequest) validate() error {
 	case r.ID == "" || r.Name == "" || r.AllocID == "" || r.Dir == "":
 		return invalid("task %q: id, name, allocation and folder are needed", r.ID)
 	case c.Mode != leapcell.TaskServerless && c.Mode != leapcell.TaskPersistent && serves:
-		return invalid("mode is %q: it must be serverless, persistent, build or prefetch", c.Mode)
+		return invalid("task config: mode is %q: it must be serverless, persistent, build or prefetch", c.Mode)
 	case c.Image == "":
-		return invalid("image is missing: it names what to run, as registry/repository@sha256:…")
+		return invalid("task config: image is empty: it names what to run, as registry/repository:tag or registry/repository@sha256:…")
 	case serves && r.Address == "":
-		return invalid("the task has no port labelled %q: the gate listens there", leapcell.PortLabel)
+		return invalid("the group has no port labelled %q: write network { port %q {} } into it; requests come in there", leapcell.PortLabel, leapcell.PortLabel)
 	case serves && (c.Port < 0 || c.Port > 65535):
-		return invalid("port is %d: it must be from 1 to 65535", c.Port)
+		return invalid("task config: port is %d: it must be from 1 to 65535, and is where the app listens inside", c.Port)
 	case build && (c.Output == "" || c.StartCommand == "" || c.ServiceID == ""):
-		return invalid("mode build needs output, start_command and service_id")
+		return invalid("task config: mode build needs output, start_command and service_id")
+	case serves && (r.MemoryMB < leapcell.MinMemoryMB || r.MemoryMB > leapcell.MaxMemoryMB):
+		return invalid("resources: memory is %d MB: it must be from %d to %d, the CPU follows from it", r.MemoryMB, leapcell.MinMemoryMB, leapcell.MaxMemoryMB)
 	case r.MemoryMB <= 0:
-		return invalid("memory is %d MB: it must be positive", r.MemoryMB)
+		return invalid("resources: memory is %d MB: it must be positive", r.MemoryMB)
+	case c.Concurrency < 0 || c.Concurrency > leapcell.MaxConcurrency:
+		return invalid("task config: concurrency is %d: it must be from 1 to %d requests at a time", c.Concurrency, leapcell.MaxConcurrency)
+	case build && c.CPUs < 0:
+		return invalid("task config: cpus is %d: a build needs at least 1", c.CPUs)
 	}
 	for _, d := range []struct{ name, value string }{
 		{"start_timeout", c.StartTimeout}, {"request_timeout", c.RequestTimeout}, {"timeout", c.Timeout},
@@ -71,12 +85,14 @@ func (r StartRequest) validate() error {
 			continue
 		}
 		if v, err := time.ParseDuration(d.value); err != nil || v <= 0 {
-			return invalid("%s is %q: it must be a duration such as 90s or 5m", d.name, d.value)
+			return invalid("task config: %s is %q: it must be a duration such as 90s or 5m", d.name, d.value)
+		} else if d.name == "start_timeout" && v > leapcell.MaxStartTimeout {
+			return invalid("task config: start_timeout is %q: at most %s are allowed", d.value, leapcell.MaxStartTimeout)
 		}
 	}
 	for _, dir := range c.Caches {
 		if !filepath.IsAbs(dir) || filepath.Clean(dir) == "/" {
-			return invalid("caches contains %q: absolute paths are needed, and not the root", dir)
+			return invalid("task config: caches contains %q: absolute paths are needed, and not the root", dir)
 		}
 	}
 	return nil

@@ -19,7 +19,7 @@ import (
 	"github.com/leapcell/leapcell"
 )
 
-// environment is what the app sees: what the image sets, then its own variables, then
+// environment is what the app sees: what the image sets, then the job's and its own variables, then
 // those that the platform answers for, which win. [LC2, ID5]
 func environment(r StartRequest, image []string, own map[string]string) []string {
 	env := map[string]string{
@@ -32,6 +32,7 @@ func environment(r StartRequest, image []string, own map[string]string) []string
 		}
 	}
 	env["HOME"] = "/tmp"
+	maps.Copy(env, r.Env)
 	maps.Copy(env, own)
 	env["PORT"] = strconv.Itoa(r.Config.Port)
 	env[leapcell.EnvService] = r.Config.Service
@@ -40,6 +41,18 @@ func environment(r StartRequest, image []string, own map[string]string) []string
 	env[leapcell.EnvMemoryMB] = strconv.Itoa(r.MemoryMB)
 	env[leapcell.EnvMode] = string(r.Config.Mode)
 	return list(env)
+}
+
+// hostname makes a host name of a name, which may be a job's.
+func hostname(name string) string {
+	clean := strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z', r >= '0' && r <= '9', r >= 'A' && r <= 'Z':
+			return r
+		}
+		return '-'
+	}, name[:min(len(name), 63)])
+	return strings.Trim(clean, "-")
 }
 
 // buildEnvironment is what a build command sees: the image's and the operator's.

@@ -282,12 +282,17 @@ func TestInvalidRequests(t *testing.T) {
 	n := newNode(t, hangs)
 	for part, change := range map[string]func(r *StartRequest){
 		`mode is "fast"`:        func(r *StartRequest) { r.Config.Mode = "fast" },
-		"image is missing":      func(r *StartRequest) { r.Config.Image = "" },
+		"image is empty":        func(r *StartRequest) { r.Config.Image = "" },
 		`no port labelled`:      func(r *StartRequest) { r.Address = "" },
 		`start_timeout is "1h"`: func(r *StartRequest) { r.Config.StartTimeout = "1hour" },
 		"memory is 0":           func(r *StartRequest) { r.MemoryMB = 0 },
-		"mode build needs":      func(r *StartRequest) { r.Config.Mode, r.Config.Output = leapcell.TaskBuild, "" },
-		`caches contains "/"`:   func(r *StartRequest) { r.Config.Caches = []string{"/"} },
+		"memory is 127 MB: it must be from 128 to 7076": func(r *StartRequest) { r.MemoryMB = 127 },
+		"memory is 8000 MB":                             func(r *StartRequest) { r.MemoryMB = 8000 },
+		"concurrency is 2000":                           func(r *StartRequest) { r.Config.Concurrency = 2000 },
+		"start_timeout is \"2m\": at most 1m0s":         func(r *StartRequest) { r.Config.StartTimeout = "2m" },
+		"port is 70000":                                 func(r *StartRequest) { r.Config.Port = 70000 },
+		"mode build needs":                              func(r *StartRequest) { r.Config.Mode, r.Config.Output = leapcell.TaskBuild, "" },
+		`caches contains "/"`:                           func(r *StartRequest) { r.Config.Caches = []string{"/"} },
 	} {
 		req := n.request(leapcell.TaskServerless)
 		change(&req)

@@ -64,7 +64,7 @@ func newTask(s *Supervisor, req StartRequest, begin time.Time) (*task, error) {
 	t := &task{
 		sup: s, req: req, id: req.cellID(), done: make(chan struct{}), cancel: func() {},
 		log: s.log.With("task", req.ID),
-		rec: record{Request: req},
+		rec: record{Request: req.lasting()},
 	}
 	t.dir = filepath.Join(s.cfg.RunDir, "tasks", t.id)
 	if err := os.MkdirAll(t.dir, 0o700); err != nil {
@@ -250,7 +250,7 @@ func (t *task) cellConfig() cell.Config {
 		ID: t.id, Dir: t.path("cell"), Rootfs: t.path("rootfs"), Mode: t.req.Config.Mode,
 		Args:         []string{"bash", "-c", t.req.Config.Command},
 		MemoryMB:     t.req.MemoryMB,
-		Hostname:     t.req.Config.Service,
+		Hostname:     hostname(t.req.Config.Service),
 		ResolvConf:   t.sup.networks.ResolvConf(),
 		Stdout:       t.logs.stdoutPipe.app,
 		CgroupParent: t.sup.cfg.Group,
@@ -340,7 +340,7 @@ func (t *task) becameReady() {
 		return // taken over: it was ready before
 	}
 	t.save()
-	t.event(map[string]string{leapcell.ReadyAnnotation: "true"}, "ready: sandbox %.1f ms, app %.1f ms", ms(s.Sandbox), ms(s.Start))
+	t.event(map[string]string{leapcell.ReadyAnnotation: "true"}, "%s", startedText(s))
 }
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
