@@ -31,7 +31,7 @@ func (s *Server) access(need Access) gin.HandlerFunc {
 		}
 		c.Set(keyToken, name)
 		limit := s.cfg.CallsPerMin
-		if role == Edge {
+		if role == Edge || role == Node {
 			limit = maxCallsPerMin // several edges report four times a second each
 		}
 		if wait := s.overLimit(name, limit); wait > 0 {

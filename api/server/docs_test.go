@@ -84,6 +84,8 @@ func who(a Access) string {
 		return "anyone"
 	case Edge:
 		return "edges, admins"
+	case Node:
+		return "nodes, admins"
 	}
 	return "admins"
 }

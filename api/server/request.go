@@ -51,7 +51,7 @@ func (s *Server) logged(c *gin.Context) {
 	start := time.Now()
 	c.Next()
 	level := slog.LevelInfo
-	if c.Request.Method == http.MethodGet || c.FullPath() == "/v1/edges/:edge/report" {
+	if path := c.FullPath(); c.Request.Method == http.MethodGet || path == "/v1/edges/:edge/report" || path == "/v1/nodes/:node/meters" {
 		level = slog.LevelDebug
 	}
 	s.cfg.Log.Log(c.Request.Context(), level, "api call", "method", c.Request.Method, "path", c.Request.URL.Path,

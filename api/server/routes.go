@@ -14,6 +14,7 @@ type Access string
 const (
 	Open  Access = ""
 	Edge  Access = store.RoleEdge
+	Node  Access = store.RoleNode
 	Admin Access = store.RoleAdmin
 )
 
@@ -73,8 +74,14 @@ func (*Server) routes() []Route {
 			"`?follow=true&tail=100`", "200 text, line by line", (*Server).serviceLogs},
 		{http.MethodGet, "/v1/services/:service/instances", Admin, "Lists the running instances of a service.",
 			"", "200 `[instance]`", (*Server).listInstances},
+		{http.MethodGet, "/v1/services/:service/usage", Admin, "Says what a service used, hour by hour. A deleted one is found by its ID.",
+			"`?from=2006-01-02T15:04:05Z&to=` (default the last 24 hours, at most 366 days)",
+			"200 `{serviceID, from, to, hours: [{hour, requests, computeMS, gbSeconds, egressBytes, buildSeconds, coldStarts, runningMS}], total}`", (*Server).getUsage},
 
 		{http.MethodPost, "/v1/edges/:edge/report", Edge, "Takes in what an edge sees, for the scaler.",
 			"`{edge, services: [{serviceID, deployment, inFlight, queued, requests}]}`", "204", (*Server).edgeReport},
+		{http.MethodPost, "/v1/nodes/:node/meters", Node, "Counts what a node metered. Readings are cumulative: one that comes twice or late changes nothing.",
+			"`{node, meters: [{id, allocID, task, serviceID, deployment, mode, memoryMB, at, ended, requests, computeMS, egressBytes, coldStarts, runningMS, buildMS}]}`, at most 1000",
+			"204 when they are on the disk", (*Server).reportMeters},
 	}
 }

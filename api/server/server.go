@@ -62,6 +62,7 @@ type Store interface {
 	DeploymentStore
 	TokenStore
 	EnvStore
+	MeterStore
 }
 
 // Deployer drives deployments. Its methods return as soon as the wish is stored; the work

@@ -281,7 +281,7 @@ func TestJSONErrorsNameTheField(t *testing.T) {
 func TestWhoMayComeIn(t *testing.T) {
 	p := newPlatform(t, nil)
 	for _, r := range Routes() {
-		path := strings.NewReplacer(":service", "nobody", ":deployment", "nobody-1", ":edge", "e1").Replace(r.Path)
+		path := strings.NewReplacer(":service", "nobody", ":deployment", "nobody-1", ":edge", "e1", ":node", "n1").Replace(r.Path)
 		status := func(token string) int {
 			code, _, _ := p.do(r.Method, path, token, "application/json", "{}")
 			return code

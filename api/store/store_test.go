@@ -42,6 +42,12 @@ func suite(t *testing.T, open func(*testing.T) *Store) {
 		"EnvPendingUntilApplied":      testEnvPending,
 		"EnvInParallel":               testEnvInParallel,
 		"Tokens":                      testTokens,
+		"Meters":                      testMeters,
+		"MetersInAnyOrder":            testMetersInAnyOrder,
+		"MeterHours":                  testMeterHours,
+		"MetersAllOrNone":             testMetersAllOrNone,
+		"MetersOfADeletedService":     testMetersOfADeletedService,
+		"OldMetersAreForgotten":       testOldMetersAreForgotten,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, open(t)) })
 	}

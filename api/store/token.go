@@ -16,6 +16,7 @@ import (
 const (
 	RoleAdmin = "admin" // may do everything
 	RoleEdge  = "edge"  // may report load
+	RoleNode  = "node"  // may report what it metered
 )
 
 // CreateToken makes a token of that name and gives it in clear, for the only time: the

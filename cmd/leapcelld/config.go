@@ -34,6 +34,7 @@ type Config struct {
 	Domain         string
 	PublicURL      string
 	EdgeTokenFile  string
+	NodeTokenFile  string
 	UploadLimit    size
 	CallsPerMinute int
 
@@ -78,6 +79,7 @@ func (c *Config) flags(out io.Writer) *flag.FlagSet {
 	f.StringVar(&c.Domain, "domain", c.Domain, "domain below which services get their names")
 	f.StringVar(&c.PublicURL, "public-url", c.PublicURL, "how visitors reach the edge; scheme and port are taken from it")
 	f.StringVar(&c.EdgeTokenFile, "edge-token-file", c.EdgeTokenFile, "file with the token that edges report with; made when missing (default edge.token in the data folder)")
+	f.StringVar(&c.NodeTokenFile, "node-token-file", c.NodeTokenFile, "file with the token that nodes report usage with; made when missing (default node.token in the data folder)")
 	f.Var(&c.UploadLimit, "upload-limit", "largest source archive, such as 100MB")
 	f.IntVar(&c.CallsPerMinute, "calls-per-minute", c.CallsPerMinute, "API calls a minute for each token, 100 to 10000")
 	f.StringVar(&c.RuntimesFile, "runtimes-file", c.RuntimesFile, "YAML file with runtimes of your own or changes to the built-in ones (default none)")
@@ -123,7 +125,7 @@ func envName(flag string) string {
 
 // complete fills in the settings that follow from others.
 func (c Config) complete() Config {
-	for file, name := range map[*string]string{&c.RegistryCredentialsFile: "registry.json", &c.EdgeTokenFile: "edge.token"} {
+	for file, name := range map[*string]string{&c.RegistryCredentialsFile: "registry.json", &c.EdgeTokenFile: "edge.token", &c.NodeTokenFile: "node.token"} {
 		if *file == "" {
 			*file = c.path(name)
 		}

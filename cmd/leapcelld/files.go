@@ -53,12 +53,13 @@ func readTokenIfThere(file string) (string, error) {
 	return strings.TrimSpace(string(b)), nil
 }
 
-// makeTokens makes sure that the tokens in the files of the admin and of the edges are
-// known, and makes files that are missing.
+// makeTokens makes sure that the tokens in the files of the admin, of the edges and of the
+// nodes are known, and makes files that are missing.
 func makeTokens(ctx context.Context, cfg Config, db *store.Store) error {
 	for _, t := range []struct{ name, role, file string }{
 		{"admin", store.RoleAdmin, cfg.path("admin.token")},
 		{"edge", store.RoleEdge, cfg.EdgeTokenFile},
+		{"node", store.RoleNode, cfg.NodeTokenFile},
 	} {
 		plain, err := readTokenIfThere(t.file)
 		if err != nil {

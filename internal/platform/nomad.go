@@ -102,9 +102,11 @@ func (p *Platform) driverConfig(build BuildSettings) string {
     vault_role                = %q
     vault_transit             = %q
     registry_credentials_file = %q
+    api_addr                  = %q
+    api_token_file            = %q
     log_level                 = %q
 `, c.NodeDir(), c.Name, c.Runtime, c.NomadAddress(), c.NomadToken("node"),
-		c.VaultAddress(), jwtMount, instanceRole, transitMount, p.registryCredentialsFile(), c.LogLevel)
+		c.VaultAddress(), jwtMount, instanceRole, transitMount, p.registryCredentialsFile(), c.APIAddress(), p.nodeTokenFile(), c.LogLevel)
 	if len(c.AllowEgress) > 0 {
 		fmt.Fprintf(&b, "    allow_egress = [%s]\n", strings.Join(quoteAll(c.AllowEgress), ", "))
 	}

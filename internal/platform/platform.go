@@ -194,6 +194,7 @@ func (c Config) flags(part string) []string {
 
 func (p *Platform) registryCredentialsFile() string { return p.cfg.path("control", "registry.json") }
 func (p *Platform) edgeTokenFile() string           { return p.cfg.path("control", "edge.token") }
+func (p *Platform) nodeTokenFile() string           { return p.cfg.path("control", "node.token") }
 
 func (p *Platform) controlDaemon() daemon {
 	c := p.cfg
@@ -212,6 +213,7 @@ func (p *Platform) controlDaemon() daemon {
 		"--domain", c.Domain,
 		"--public-url", c.PublicURL(),
 		"--edge-token-file", p.edgeTokenFile(),
+		"--node-token-file", p.nodeTokenFile(),
 		"--apt-config-dir", c.path("host", "apt"),
 		"--log-level", c.LogLevel,
 		"--build-memory", fmt.Sprint(buildMemory()),
