@@ -66,7 +66,7 @@ func directAvailable() error {
 	}
 	// Between the change of the user and the program, the process still has our memory. The
 	// kernel shields it from that user, unless it is told to dump the core of such processes.
-	if text, err := readText("/proc/sys/fs/suid_dumpable"); err != nil || text == "1" {
+	if text, err := readText("/proc/sys/fs/suid_dumpable"); err != nil || text != "0" && text != "2" {
 		return leapcell.Errorf(leapcell.CodeUnavailable, "the runtime %s needs fs.suid_dumpable to be 0 or 2, it is %q: change it with sysctl, or use runc", Direct, text)
 	}
 	return nil
@@ -80,6 +80,11 @@ func newDirect(h *hierarchy) (*direct, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("find the last capability: %w", err)
+	}
+	// Children have our memory until they are the program: nobody but root may look into it, nor
+	// is it to be dumped.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return nil, fmt.Errorf("protect our memory: %w", err)
 	}
 	for i, build := range []bool{false, true} {
 		code, err := filter.Compile(seccomp(build))
@@ -97,7 +102,10 @@ func (d *direct) Name() string { return Direct }
 // run makes the process and waits until it is the app.
 func (d *direct) run(ctx context.Context, cell *Cell, host Host) error {
 	c := cell.config
-	born, err := d.groups(c)
+	if err := d.groups(c); err != nil {
+		return err
+	}
+	born, err := d.born(c)
 	if err != nil {
 		return err
 	}
@@ -112,7 +120,7 @@ func (d *direct) run(ctx context.Context, cell *Cell, host Host) error {
 		return err
 	}
 	defer null.Close()
-	process := script.Process{Stdio: [3]*os.File{null, c.Stdout, c.Stderr}, Cgroup: born}
+	process := script.Process{Stdio: [3]*os.File{null, c.Stdout, c.Stderr}, Files: []*os.File{null}, Cgroup: born}
 	process.Namespaces = unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
 	if c.NetnsPath == "" {
 		process.Namespaces |= unix.CLONE_NEWNET
@@ -128,20 +136,33 @@ func (d *direct) run(ctx context.Context, cell *Cell, host Host) error {
 	if err := giveOutput(process.Stdio[1:], build); err != nil {
 		return err
 	}
-	compiled := d.filters[0]
-	if build {
-		compiled = d.filters[1]
-	}
-	s, err := sandbox(Spec(c, host), d.machine, compiled, tasksOf(d.machine, c))
+	s, err := sandbox(Spec(c, host), d.machine, d.filter(build), tasksOf(d.machine, c))
 	if err != nil {
 		return err
 	}
-	pid, err := script.Start(ctx, s, process)
-	if pid == 0 {
+	if cell.process, err = begin(ctx, s, process); err != nil {
 		return err
 	}
+	cell.started = time.Now()
+	return nil
+}
+
+func (d *direct) filter(build bool) []byte {
+	if build {
+		return d.filters[1]
+	}
+	return d.filters[0]
+}
+
+// begin starts a process and holds it.
+func begin(ctx context.Context, s *script.Script, p script.Process) (*process, error) {
+	pid, err := script.Start(ctx, s, p)
+	if pid == 0 {
+		return nil, err
+	}
+	var held *process
 	if err == nil {
-		cell.process, err = openProcess(pid)
+		held, err = openProcess(pid)
 	}
 	if err != nil {
 		_ = unix.Kill(pid, unix.SIGKILL) // not reaped yet: it is still ours
@@ -150,31 +171,37 @@ func (d *direct) run(ctx context.Context, cell *Cell, host Host) error {
 				break
 			}
 		}
-		return err
+		return nil, err
 	}
-	cell.started = time.Now()
-	return nil
+	return held, nil
 }
 
-// groups makes the cgroups beyond those that have limits: where the machine has a version 2
-// tree, the one that the process is born in; for version 1, one for all cells in each other hierarchy.
-func (d *direct) groups(c Config) (born *os.File, err error) {
+// groups makes the cgroups beyond those that have limits: one for all cells in each version 1
+// hierarchy that limits nothing, and one in a version 2 tree beside them.
+func (d *direct) groups(c Config) error {
 	if d.h.unified != "" {
-		return os.Open(filepath.Join(d.h.unified, c.CgroupParent, c.ID))
+		return nil
 	}
 	once, _ := d.shared.LoadOrStore(c.CgroupParent, sync.OnceValue(func() error { return d.share(c.CgroupParent) }))
 	if err := once.(func() error)(); err != nil {
 		d.shared.Delete(c.CgroupParent) // the next start tries again
-		return nil, err
+		return err
 	}
-	if d.h.hybrid == "" {
+	if d.h.hybrid != "" {
+		if err := os.MkdirAll(filepath.Join(d.h.hybrid, c.CgroupParent, c.ID), 0o755); err != nil {
+			return fmt.Errorf("make cgroup: %w", err)
+		}
+	}
+	return nil
+}
+
+// born is the version 2 cgroup that c's processes are born in; nil where there is no version 2.
+func (d *direct) born(c Config) (*os.File, error) {
+	tree := d.h.unified + d.h.hybrid // one of the two, or none
+	if tree == "" {
 		return nil, nil
 	}
-	dir := filepath.Join(d.h.hybrid, c.CgroupParent, c.ID)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("make cgroup: %w", err)
-	}
-	return os.Open(dir)
+	return os.Open(filepath.Join(tree, c.CgroupParent, c.ID))
 }
 
 // deviceRules are what the app may do with device nodes, should it ever get one: those of

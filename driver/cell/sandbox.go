@@ -28,12 +28,13 @@ const here = uint64(1<<64 - 100)
 // uses, and refuses the rest. Every step has to succeed.
 //
 // The process begins in new pid, mount, ipc and uts namespaces as root, with nothing open
-// but its outputs and, if the spec names one, the network namespace.
+// but its outputs and [script.FirstFile]: the network namespace, if the spec names one.
 func sandbox(spec *specs.Spec, m machine, filter []byte, tasks []string) (*script.Script, error) {
 	p := &plan{spec: spec, machine: m, filter: filter}
 	p.Do("begin a session", unix.SYS_SETSID)
+	p.enter(tasks)
+	p.Do("make a cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP) // what it is in now is the root that it sees
 	p.network()
-	p.groups(tasks)
 	if spec.Hostname != "" {
 		p.Do("set the host name", unix.SYS_SETHOSTNAME, []byte(spec.Hostname), len(spec.Hostname))
 	}
@@ -57,14 +58,19 @@ func sandbox(spec *specs.Spec, m machine, filter []byte, tasks []string) (*scrip
 	if err := p.drop(); err != nil {
 		return nil, err
 	}
+	p.program()
+	return &p.Script, nil
+}
+
+// program ends the script.
+func (p *plan) program() {
 	path := ""
-	for _, e := range spec.Process.Env {
+	for _, e := range p.spec.Process.Env {
 		if v, ok := strings.CutPrefix(e, "PATH="); ok {
 			path = v
 		}
 	}
-	p.Exec(spec.Process.Args, withHome(spec.Process), path)
-	return &p.Script, nil
+	p.Exec(p.spec.Process.Args, withHome(p.spec.Process), path)
 }
 
 // withHome adds the HOME that an OCI runtime would.
@@ -90,21 +96,22 @@ func (p *plan) network() {
 	}
 	request := append([]byte("lo"), make([]byte, 38)...) // struct ifreq
 	request[16] = unix.IFF_UP
+	p.Do("close the empty file", unix.SYS_CLOSE, script.FirstFile)
 	p.Do("open a socket", unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0).Min(script.FirstFile)
 	p.Do("set the loopback up", unix.SYS_IOCTL, script.FirstFile, unix.SIOCSIFFLAGS, request)
 	p.Do("close the socket", unix.SYS_CLOSE, script.FirstFile)
 }
 
-// groups moves the process into its version 1 cgroups. By writing 0 to tasks a single thread
+// enter moves the process into its version 1 cgroups. By writing 0 to tasks a single thread
 // moves itself: the kernel need not stop all forks on the machine for that, which costs a
-// grace period of RCU. What it is in now becomes the root that it sees.
-func (p *plan) groups(tasks []string) {
+// grace period of RCU.
+func (p *plan) enter(tasks []string) {
 	for _, file := range tasks {
-		p.Do("open "+file, unix.SYS_OPENAT, here, file, unix.O_WRONLY|unix.O_CLOEXEC, 0).Min(script.FirstFile)
-		p.Do("enter "+file, unix.SYS_WRITE, script.FirstFile, []byte("0"), 1)
-		p.Do("close "+file, unix.SYS_CLOSE, script.FirstFile)
+		const next = script.FirstFile + 1 // the first one is not closed yet
+		p.Do("open "+file, unix.SYS_OPENAT, here, file, unix.O_WRONLY|unix.O_CLOEXEC, 0).Min(next)
+		p.Do("enter "+file, unix.SYS_WRITE, next, []byte("0"), 1)
+		p.Do("close "+file, unix.SYS_CLOSE, next)
 	}
-	p.Do("make a cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
 }
 
 // root makes the image the only thing that is mounted, and binds into it what the spec names

@@ -14,6 +14,7 @@ type call struct {
 	result int // of the call; pending until it was made
 	min    int // the smallest good result
 	accept [2]int
+	fork   uintptr // not 0: whoever gets a result above zero ends
 }
 
 const (
@@ -28,12 +29,13 @@ type memory struct {
 	all   []byte
 	used  uintptr
 	calls []call
+	child *uint32 // the number of the process that a fork made, 0 before
 }
 
 // place lays out a script. free gives the memory back.
 func (s *Script) place() (*memory, error) {
 	n := uintptr(len(s.steps) + 1)
-	size := stackSize + n*unsafe.Sizeof(call{}) + 256
+	size := stackSize + n*unsafe.Sizeof(call{}) + 512
 	for _, st := range s.steps {
 		for _, a := range st.args {
 			size += room(a)
@@ -47,10 +49,16 @@ func (s *Script) place() (*memory, error) {
 	m := &memory{all: all, used: stackSize}
 	m.calls = unsafe.Slice((*call)(m.take(n*unsafe.Sizeof(call{}))), n)
 	for i, st := range s.steps {
+		if st.fork != nil {
+			m.placeFork(&s.steps[i])
+		}
 		c := &m.calls[i]
 		*c = call{number: st.number, result: pending, min: st.min, accept: [2]int{noErrno, noErrno}}
-		for j, a := range st.args {
+		for j, a := range s.steps[i].args {
 			c.args[j] = m.argument(a)
+		}
+		if st.fork != nil {
+			c.fork = 1
 		}
 		for j, e := range st.accept {
 			if e != 0 {
@@ -61,6 +69,15 @@ func (s *Script) place() (*memory, error) {
 	// Whoever comes here had no program to execute.
 	m.calls[n-1] = call{number: unix.SYS_EXIT_GROUP, args: [6]uintptr{127}, result: pending, accept: [2]int{noErrno, noErrno}}
 	return m, nil
+}
+
+// placeFork lays out the arguments of a fork.
+func (m *memory) placeFork(st *step) {
+	args := (*cloneArgs)(m.take(unsafe.Sizeof(cloneArgs{})))
+	*args = *st.fork
+	m.child = (*uint32)(m.take(4))
+	args.parentTID = uint64(uintptr(unsafe.Pointer(m.child)))
+	st.args = []any{uintptr(unsafe.Pointer(args)), unsafe.Sizeof(*args)}
 }
 
 // room is how many bytes an argument takes, generously.

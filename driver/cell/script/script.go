@@ -21,6 +21,7 @@ type step struct {
 	min    int
 	accept [2]unix.Errno
 	last   bool
+	fork   *cloneArgs
 }
 
 // Filter is an argument that is handed over as a struct sock_fprog: the filter's instructions,

@@ -8,7 +8,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -133,13 +132,24 @@ func TestCancel(t *testing.T) {
 	}
 	defer r.Close()
 	defer w.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-	defer cancel()
+	r.Fd() // from now on reading it blocks
+	told, tell, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer told.Close()
+	defer tell.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		_, _ = told.Read(make([]byte, 1))
+		cancel()
+	}()
 	var s Script
+	s.Do("say so", unix.SYS_WRITE, FirstFile+1, []byte("x"), 1)
 	s.Do("wait for ever", unix.SYS_READ, FirstFile, make([]byte, 1), 1)
 	s.Exec([]string{"/bin/sh", "-c", "echo ran"}, nil, "")
-	out, status, err := start(t, ctx, &s, r)
-	if !errors.Is(err, context.DeadlineExceeded) || out != "" || status.Signal() != unix.SIGKILL {
+	out, status, err := start(t, ctx, &s, r, tell)
+	if !errors.Is(err, context.Canceled) || out != "" || status.Signal() != unix.SIGKILL {
 		t.Errorf("it ends with %v, %q, %v", err, out, status)
 	}
 }
