@@ -37,8 +37,10 @@ var metadata = []netip.Prefix{
 }
 
 // maxFlows is how many connections of one cell the host tracks at a time. The table of them is
-// one for the whole machine (262,144 by default): a cell that fills it cuts off everybody.
-const maxFlows = 8192
+// one for the whole machine (262,144 by default): a cell that fills it cuts off everybody. A
+// connection stays in it for two minutes after its end, so that an app which opens a hundred a
+// second has 12,000. Each new one costs its cell a look at all it has.
+const maxFlows = 16384
 
 // policy is the platform's nftables tables. The first, for IPv4:
 //

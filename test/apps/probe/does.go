@@ -44,6 +44,7 @@ func handler() http.Handler {
 	report("/dial", dial)
 	report("/cpu", cpu)
 	report("/counter", counter)
+	isolation(report)
 	mux.HandleFunc("/echo", echo)
 	mux.HandleFunc("/sleep", sleep)
 	mux.HandleFunc("/big", big)
