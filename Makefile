@@ -54,6 +54,10 @@ contract: build tools ## only the runtime contract, one test a clause (RUN=TestM
 test-v2: build tools ## the driver's tests and the contract's clauses in a virtual machine with cgroup v2 alone (RUN=. for all clauses, JOBS=cell for some tests)
 	$(GO) run ./test/vm $(if $(filter-out file,$(origin RUN)),-run '$(RUN)') $(if $(JOBS),-jobs '$(JOBS)')
 
+clauses: build tools ## the runtime contract, and its results into docs/runtime-contract.md
+	$(GO) run ./test/with $(GO) test -count=1 -json -timeout 60m ./test/contract >bin/contract.json; \
+	status=$$?; $(GO) run ./test/clauses bin/contract.json && exit $$status
+
 bench: build tools ## benchmarks (BENCH=cold, resume, warm, burst, routes, start; N=50)
 ifeq ($(BENCH),start)
 	$(GO) test -run '^$$' -bench . -benchtime $(N)x ./driver/cell
@@ -75,4 +79,4 @@ docs: ## regenerate what is generated
 clean: ## remove what was built
 	rm -rf bin
 
-.PHONY: help up down status build tools test check lint unit e2e contract test-v2 bench fuzz docs clean
+.PHONY: help up down status build tools test check lint unit e2e contract clauses test-v2 bench fuzz docs clean

@@ -45,6 +45,7 @@ func handler() http.Handler {
 	report("/cpu", cpu)
 	report("/counter", counter)
 	isolation(report)
+	protocols(mux)
 	mux.HandleFunc("/echo", echo)
 	mux.HandleFunc("/sleep", sleep)
 	mux.HandleFunc("/big", big)

@@ -9,6 +9,7 @@
 //	NO_LISTEN     if set, it never listens
 //	EXIT_CODE     if set, it writes EXIT_STDERR to stderr and exits at once
 //	PROBE_STATUS  the status it answers /kaithhealth with; 404 by default
+//	PROBE_HTTP    versions of HTTP that it speaks: 1 (default), 2 or both
 //	TERM_IGNORE   if set, SIGTERM is logged but not obeyed
 //
 // With the argument "child" it only waits for SIGTERM and logs it.
@@ -129,6 +130,7 @@ func closeEarly(ln *net.TCPListener) {
 
 func serve(ln net.Listener) {
 	server := &http.Server{Handler: handler(), MaxHeaderBytes: 1 << 20}
+	speak(server)
 	done := make(chan struct{})
 	term := make(chan os.Signal, 1)
 	signal.Notify(term, syscall.SIGTERM)

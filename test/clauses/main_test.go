@@ -1,0 +1,111 @@
+package main
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+const document = `# Contract
+| clause | what holds |
+|---|---|
+| FS1 | read-only |
+| FS2 | a folder |
+| RQ1 | a time |
+| RQ2 | a size |
+| BI1 | money |
+
+` + begin + `
+| old | table |
+| ZZ9 | which is no clause |
+` + end + `
+the rest
+`
+
+const source = `package contract
+func TestMust_FS1_RootIsReadOnly() {}
+func TestMust_FS1_AndStaysSo() {}
+func TestMust_RQ1_Ends() {}
+func TestMust_RQ2_IsBounded() {}
+func TestMust_XX1_IsUnknown() {}
+func TestOther() {}
+`
+
+const output = `not JSON at all
+{"Action":"run","Test":"TestMust_FS1_RootIsReadOnly"}
+{"Action":"pass","Test":"TestMust_FS1_RootIsReadOnly"}
+{"Action":"skip","Test":"TestMust_FS1_AndStaysSo"}
+{"Action":"run","Test":"TestMust_RQ1_Ends"}
+{"Action":"pass","Test":"TestMust_RQ1_Ends/serverless"}
+{"Action":"pass","Test":"TestMust_RQ1_Ends/persistent/inside"}
+{"Action":"fail","Test":"TestMust_RQ1_Ends/persistent"}
+{"Action":"fail","Test":"TestMust_RQ1_Ends"}
+{"Action":"run","Test":"TestMust_XX1_IsUnknown"}
+{"Action":"fail"}
+`
+
+const want = `# Contract
+| clause | what holds |
+|---|---|
+| FS1 | read-only |
+| FS2 | a folder |
+| RQ1 | a time |
+| RQ2 | a size |
+| BI1 | money |
+
+` + begin + `
+| clause | tests | hybrid | v2 |
+|---|---|---|---|
+| FS1 | RootIsReadOnly, AndStaysSo | pass, 1 skipped | pass |
+| FS2 | **none** |  |  |
+| RQ1 | Ends | serverless pass, persistent **1 of 1 failed** | not run |
+| RQ2 | IsBounded | not run | not run |
+| BI1 | **none** |  |  |
+| XX1 | IsUnknown | **1 of 1 failed** | not run |
+` + end + `
+the rest
+`
+
+func write(t *testing.T, name, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestTableGoesBetweenTheMarkers(t *testing.T) {
+	doc := write(t, "doc.md", document)
+	tests := filepath.Dir(write(t, "a_test.go", source))
+	first := write(t, "1.json", output)
+	second := write(t, "2.json", `{"Action":"pass","Test":"TestMust_FS1_RootIsReadOnly"}`)
+	for range 2 { // the second time nothing changes
+		if err := run([]string{"-doc", doc, "-tests", tests, "hybrid=" + first, "v2=" + second}, io.Discard); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(doc); err != nil || string(got) != want {
+			t.Fatalf("%v, the document is\n%s", err, got)
+		}
+	}
+}
+
+func TestWhatIsWrongIsSaid(t *testing.T) {
+	doc := write(t, "doc.md", document)
+	plain := write(t, "plain.md", "# Contract\n| FS1 | x |\n")
+	tests := filepath.Dir(write(t, "a_test.go", source))
+	good, empty := write(t, "1.json", output), write(t, "2.json", "ok\n")
+	for name, args := range map[string][]string{
+		"no file":       {"-doc", doc, "-tests", tests},
+		"missing file":  {"-doc", doc, "-tests", tests, good + ".not"},
+		"no results":    {"-doc", doc, "-tests", tests, empty},
+		"no markers":    {"-doc", plain, "-tests", tests, good},
+		"no document":   {"-doc", doc + ".not", "-tests", tests, good},
+		"broken source": {"-doc", doc, "-tests", filepath.Dir(write(t, "b_test.go", "func")), good},
+	} {
+		if err := run(args, io.Discard); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}

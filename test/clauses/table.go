@@ -1,0 +1,147 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+const (
+	begin = "<!-- clauses: begin; written by go run ./test/clauses -->"
+	end   = "<!-- clauses: end -->"
+)
+
+var clauseLine = regexp.MustCompile(`(?m)^\| *([A-Z]{2}[0-9]+) *\|`)
+
+// clauses are those of the document's tables, in order. What stands between the markers does
+// not count.
+func clauses(doc string) []string {
+	if before, rest, found := strings.Cut(doc, begin); found {
+		_, after, _ := strings.Cut(rest, end)
+		doc = before + after
+	}
+	var out []string
+	for _, m := range clauseLine.FindAllStringSubmatch(doc, -1) {
+		if !slices.Contains(out, m[1]) {
+			out = append(out, m[1])
+		}
+	}
+	return out
+}
+
+// table is clause by clause what was tested and how it ended.
+type table struct {
+	clauses []string
+	tests   map[string][]test
+	runs    []results
+}
+
+func newTable(ids []string, known []test, runs []results) *table {
+	t := &table{clauses: ids, tests: map[string][]test{}, runs: runs}
+	for _, k := range known {
+		t.tests[k.clause] = append(t.tests[k.clause], k)
+		if !slices.Contains(t.clauses, k.clause) {
+			t.clauses = append(t.clauses, k.clause)
+		}
+	}
+	return t
+}
+
+// into puts the table between the markers of the document.
+func (t *table) into(doc string) (string, error) {
+	before, rest, found := strings.Cut(doc, begin)
+	_, after, closed := strings.Cut(rest, end)
+	if !found || !closed {
+		return "", errors.New("the markers are missing: " + begin + " and " + end)
+	}
+	return before + begin + "\n" + t.markdown() + end + after, nil
+}
+
+func (t *table) markdown() string {
+	var b strings.Builder
+	b.WriteString("| clause | tests |")
+	for _, r := range t.runs {
+		b.WriteString(" " + r.name + " |")
+	}
+	b.WriteString("\n|---|---|" + strings.Repeat("---|", len(t.runs)) + "\n")
+	for _, id := range t.clauses {
+		var names []string
+		for _, k := range t.tests[id] {
+			names = append(names, k.what)
+		}
+		if len(names) == 0 {
+			names = []string{"**none**"}
+		}
+		fmt.Fprintf(&b, "| %s | %s |", id, strings.Join(names, ", "))
+		for _, r := range t.runs {
+			b.WriteString(" " + strings.TrimSpace(t.cell(id, r)) + " |")
+		}
+		b.WriteString("\n")
+	}
+	return b.String()
+}
+
+// cell is the result of a clause in one run: "pass", or by mode "serverless pass, persistent
+// **1 of 2 failed**".
+func (t *table) cell(id string, r results) string {
+	if len(t.tests[id]) == 0 {
+		return ""
+	}
+	var parts []string
+	for _, mode := range append([]string{""}, modes...) {
+		var all []verdict
+		for _, k := range t.tests[id] {
+			all = append(all, r.of(k)[mode]...)
+		}
+		if len(all) > 0 {
+			parts = append(parts, strings.TrimSpace(mode+" "+words(all)))
+		}
+	}
+	if len(parts) == 0 {
+		return "not run"
+	}
+	return strings.Join(parts, ", ")
+}
+
+func words(all []verdict) string {
+	count := func(v verdict) (n int) {
+		for _, w := range all {
+			if w == v {
+				n++
+			}
+		}
+		return n
+	}
+	switch bad, not := count(failed), count(skipped); {
+	case bad > 0:
+		return fmt.Sprintf("**%d of %d failed**", bad, len(all))
+	case not == len(all):
+		return "skipped"
+	case not > 0:
+		return fmt.Sprintf("pass, %d skipped", not)
+	}
+	return "pass"
+}
+
+// summary is one line for whoever ran it.
+func (t *table) summary() string {
+	without := 0
+	for _, id := range t.clauses {
+		if len(t.tests[id]) == 0 {
+			without++
+		}
+	}
+	s := fmt.Sprintf("%d clauses, %d without a test", len(t.clauses), without)
+	for _, r := range t.runs {
+		bad := 0
+		for _, id := range t.clauses {
+			if strings.Contains(t.cell(id, r), "failed") {
+				bad++
+			}
+		}
+		s += fmt.Sprintf("; %s: %d with a failure", r.name, bad)
+	}
+	return s
+}
