@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -31,9 +32,16 @@ func (s *Store) old(t testing.TB, ref string, age time.Duration) {
 	e.used = time.Now().Add(-age)
 }
 
+// digests are of all images that are here, sorted.
+func (s *Store) digests() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Sorted(maps.Keys(s.known))
+}
+
 func (s *Store) has(ref string) bool {
 	digest, _ := digestOf(ref)
-	return slices.Contains(s.Digests(), digest)
+	return slices.Contains(s.digests(), digest)
 }
 
 // pulled is a store with n images, of which the first is the oldest, an hour apart.
@@ -53,7 +61,7 @@ func pulled(t testing.TB, r *testRegistry, s *Store, n int) (refs []string) {
 // crowd makes the disk as full as each image takes ten percent of it.
 func crowd(s *Store) {
 	s.disk = func(string) (usage, error) {
-		n := int64(len(s.Digests())) * 10
+		n := int64(len(s.digests())) * 10
 		return usage{Used: n, Free: 100 - n}, nil
 	}
 }

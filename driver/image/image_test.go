@@ -237,6 +237,10 @@ func TestPullAndMount(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(root, "x"), nil, 0o644); !errors.Is(err, unix.EROFS) {
 		t.Errorf("writing gives %v, want read-only file system", err)
 	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(root, &st); err != nil || st.Flags&unix.ST_NOSUID == 0 || st.Flags&unix.ST_NODEV == 0 {
+		t.Errorf("mounted with flags %x (%v): setuid bits and devices must have no effect", st.Flags, err)
+	}
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
 		t.Fatal(err)
@@ -443,55 +447,6 @@ func TestCommitCancelled(t *testing.T) {
 	}
 	if _, _, err := s.Commit(ctx, base, Result{Upper: upper}, r.host+"/app:2", nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("error is %v, want the context's", err)
-	}
-}
-
-func BenchmarkMount(b *testing.B) {
-	r, s := newRegistry(b), newStore(b)
-	img := pull(b, s, r.push(b, gzipped(b, file{name: "a", text: "1"}), gzipped(b, file{name: "b", text: "1"}), gzipped(b, file{name: "c", text: "1"})))
-	root := filepath.Join(b.TempDir(), "root")
-	b.Run("read-only", func(b *testing.B) {
-		for b.Loop() {
-			if err := s.Mount(img, root); err != nil {
-				b.Fatal(err)
-			}
-			b.StopTimer()
-			if err := s.Unmount(root); err != nil {
-				b.Fatal(err)
-			}
-			b.StartTimer()
-		}
-	})
-	b.Run("writable", func(b *testing.B) {
-		for b.Loop() {
-			if err := s.MountWritable(img, root, b.TempDir()); err != nil {
-				b.Fatal(err)
-			}
-			b.StopTimer()
-			if err := s.Unmount(root); err != nil {
-				b.Fatal(err)
-			}
-			b.StartTimer()
-		}
-	})
-}
-
-// BenchmarkUnpack is a layer of many small files, as interpreters and their packages have.
-func BenchmarkUnpack(b *testing.B) {
-	needRoot(b)
-	files := []file{}
-	for d := range 20 {
-		files = append(files, dir(fmt.Sprintf("usr/lib/p%d", d)))
-		for f := range 100 {
-			files = append(files, file{name: fmt.Sprintf("usr/lib/p%d/f%d", d, f), text: strings.Repeat("x", 4000)})
-		}
-	}
-	layer := archive(b, files...)
-	b.SetBytes(int64(len(layer)))
-	for b.Loop() {
-		if _, err := Unpack(b.Context(), "sha256:1234", bytes.NewReader(layer), b.TempDir(), DefaultLimits); err != nil {
-			b.Fatal(err)
-		}
 	}
 }
 

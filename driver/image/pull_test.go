@@ -177,7 +177,7 @@ func nothingHalf(t testing.TB, s *Store) {
 	if left, _ := os.ReadDir(s.path("tmp")); len(left) > 0 {
 		t.Errorf("left over: %v", left)
 	}
-	known := s.Digests()
+	known := s.digests()
 	for _, digest := range known {
 		img, _ := s.find(digest)
 		for _, l := range img.Layers {
@@ -542,8 +542,8 @@ func TestKill(t *testing.T) {
 			s := openStore(t, Config{Dir: dir, Patience: time.Second})
 			s.work.Wait()
 			nothingHalf(t, s)
-			if done != (len(s.Digests()) == 1) {
-				t.Errorf("pulled: %v, images after the kill: %v", done, s.Digests())
+			if done != (len(s.digests()) == 1) {
+				t.Errorf("pulled: %v, images after the kill: %v", done, s.digests())
 			}
 			img := pull(t, s, ref)
 			if b, err := os.ReadFile(filepath.Join(img.Layers[0], "a")); err != nil || len(b) != 200_000 {
@@ -610,7 +610,7 @@ func TestRebootBeforeSettled(t *testing.T) {
 			t.Fatal(err)
 		}
 		again := openStore(t, s.cfg)
-		if got := again.Digests(); len(got) != want {
+		if got := again.digests(); len(got) != want {
 			t.Errorf("boot %q: images are %v, want %d", boot, got, want)
 		}
 		again.Close()

@@ -7,11 +7,9 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -418,11 +416,4 @@ func (s *Store) tagged(tag, digest string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.tags[tag] = digest
-}
-
-// Digests are the digests of all images that are here, sorted.
-func (s *Store) Digests() []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Sorted(maps.Keys(s.known))
 }
