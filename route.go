@@ -3,6 +3,7 @@ package leapcell
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 )
 
 // Paths of the Nomad variables the platform keeps. What runs and where visitors go is in
@@ -25,9 +26,11 @@ const PortLabel = "http"
 // and to limit it. It is the last thing written in a deploy: from then on the deployment
 // is live.
 type Route struct {
-	ServiceID  string   `json:"serviceID"`
-	Service    string   `json:"service"`
-	Hosts      []string `json:"hosts"` // lower case, without port
+	ServiceID string `json:"serviceID"`
+	Service   string `json:"service"`
+	// Hosts are lower case and without port. One with a path, "example.com/api", is for that
+	// path and what is below it; the longest that fits a request has it.
+	Hosts      []string `json:"hosts"`
 	Namespace  string   `json:"namespace"`
 	Deployment string   `json:"deployment"` // = the Nomad job ID
 	Mode       Mode     `json:"mode"`
@@ -39,6 +42,67 @@ type Route struct {
 	StartTimeout Duration `json:"startTimeout"`
 	DormantAfter Duration `json:"dormantAfter"`
 	ScaleInDelay Duration `json:"scaleInDelay"`
+
+	// Ignore is answered by the edge and wakes nothing.
+	Ignore Ignore `json:"ignore,omitzero"`
+
+	// Preview marks the route of one deployment under a name of its own, see [PreviewHost].
+	// It stays as long as the deployment can be rolled back to.
+	Preview bool `json:"preview,omitempty"`
+	// Split sends a part of the requests to another deployment.
+	Split *Split `json:"split,omitempty"`
+}
+
+// Ignore names requests that are none of the service's business, such as those of uptime
+// checks: the edge answers them with 204 and they neither wake the service nor keep it awake.
+type Ignore struct {
+	Paths  []string `json:"paths,omitempty"`  // exact, or with * at the end
+	Agents []string `json:"agents,omitempty"` // part of the User-Agent, in any case
+}
+
+// Ignores reports whether the edge answers a request by itself.
+func (r *Route) Ignores(path, userAgent string) bool {
+	for _, p := range r.Ignore.Paths {
+		if prefix, ok := strings.CutSuffix(p, "*"); ok && strings.HasPrefix(path, prefix) || p == path {
+			return true
+		}
+	}
+	if len(r.Ignore.Agents) == 0 {
+		return false
+	}
+	userAgent = strings.ToLower(userAgent)
+	for _, a := range r.Ignore.Agents {
+		if strings.Contains(userAgent, strings.ToLower(a)) {
+			return true
+		}
+	}
+	return false
+}
+
+// Split says which part of a service's requests another of its deployments gets: each
+// request is for itself. [LI1]
+type Split struct {
+	Deployment string `json:"deployment"`
+	Host       string `json:"host"`    // of its preview route
+	Percent    int    `json:"percent"` // 1 to 99
+}
+
+// Key names what an edge queues and counts on its own: a service, or a preview of it.
+func (r *Route) Key() string {
+	if r.Preview {
+		return r.Deployment
+	}
+	return r.ServiceID
+}
+
+// PreviewHost is the name under which deployment number n of the service at host is always
+// reached. It has the number only: the whole ID could make the label longer than the 63
+// characters that DNS allows.
+func PreviewHost(host string, n int) string { return fmt.Sprintf("%d--%s", n, host) }
+
+// PreviewPath is the Nomad variable of that route.
+func PreviewPath(serviceID string, n int) string {
+	return fmt.Sprintf("%s%s/%d", RoutesPrefix, serviceID, n)
 }
 
 // ParseRoute reads the JSON of a route variable.
@@ -49,6 +113,9 @@ func ParseRoute(b []byte) (Route, error) {
 	}
 	if r.ServiceID == "" || r.Deployment == "" || len(r.Hosts) == 0 {
 		return Route{}, fmt.Errorf("route of %q: service, deployment and host are needed", r.ServiceID)
+	}
+	if s := r.Split; s != nil && (s.Host == "" || s.Percent < 1 || s.Percent > 99) {
+		return Route{}, fmt.Errorf("route of %q: the split needs a host and 1 to 99 percent", r.ServiceID)
 	}
 	return r, nil
 }
@@ -76,4 +143,13 @@ type EdgeService struct {
 	InFlight   int    `json:"inFlight"`
 	Queued     int    `json:"queued"`
 	Requests   int64  `json:"requests"` // since the edge started
+	Preview    bool   `json:"preview,omitempty"`
+}
+
+// Key is that of the route.
+func (s EdgeService) Key() string {
+	if s.Preview {
+		return s.Deployment
+	}
+	return s.ServiceID
 }

@@ -29,3 +29,11 @@ func Route(namespace string, svc leapcell.Service, dep leapcell.Deployment) leap
 		ScaleInDelay: set.ScaleInDelay,
 	}
 }
+
+// Preview makes one deployment reachable under a name of its own, whatever is live.
+func Preview(namespace string, svc leapcell.Service, dep leapcell.Deployment) leapcell.Route {
+	r := Route(namespace, svc, dep)
+	r.Hosts = []string{leapcell.PreviewHost(r.Hosts[0], dep.Number)}
+	r.Preview = true
+	return r
+}

@@ -26,7 +26,7 @@ type fixedTable struct {
 }
 
 func (f *fixedTable) Ready() bool                                 { return true }
-func (f *fixedTable) Route(string) *leapcell.Route                { return &f.route }
+func (f *fixedTable) Route(string, string) *leapcell.Route        { return &f.route }
 func (f *fixedTable) Instances(string) []leapcell.Instance        { return f.instances }
 func (f *fixedTable) Changed() <-chan struct{}                    { return f.changed }
 func (f *fixedTable) Wake(context.Context, *leapcell.Route) error { return nil }

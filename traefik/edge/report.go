@@ -84,7 +84,7 @@ func (r *reporter) run(ctx context.Context) {
 func (r *reporter) changes() []leapcell.EdgeService {
 	var out []leapcell.EdgeService
 	for _, s := range r.load.Load() {
-		if r.sent[s.ServiceID] != s {
+		if r.sent[s.Key()] != s {
 			out = append(out, s)
 		}
 	}
@@ -101,7 +101,7 @@ func (r *reporter) report(ctx context.Context, services []leapcell.EdgeService) 
 	case err == nil:
 		r.routes = index
 		for _, s := range services {
-			r.sent[s.ServiceID] = s
+			r.sent[s.Key()] = s
 		}
 		if r.failing {
 			r.log.Info("the API takes reports again")

@@ -236,29 +236,29 @@ func TestRoutesFollowTheVariables(t *testing.T) {
 	table := start(t, f)
 	until(t, table, "ready", table.Ready)
 	f.setRoute("a", route("a", "a.test"))
-	until(t, table, "a", func() bool { return table.Route("a.test") != nil })
-	kept := table.Route("a.test")
+	until(t, table, "a", func() bool { return table.Route("a.test", "/") != nil })
+	kept := table.Route("a.test", "/")
 	f.setRoute("b", route("b", "b.test"))
-	until(t, table, "b", func() bool { return table.Route("b.test") != nil })
-	if table.Route("a.test") != kept {
+	until(t, table, "b", func() bool { return table.Route("b.test", "/") != nil })
+	if table.Route("a.test", "/") != kept {
 		t.Error("an unchanged route was read again")
 	}
 	next := route("a", "a.test")
 	next.Deployment = "a-2"
 	f.setRoute("a", next)
-	until(t, table, "a-2", func() bool { return table.Route("a.test").Deployment == "a-2" })
+	until(t, table, "a-2", func() bool { return table.Route("a.test", "/").Deployment == "a-2" })
 	f.setRoute("a", "nonsense") // a bad one changes nothing
 	f.setRoute("c", route("c", "b.test"))
 	f.setRoute("d", route("d", "d.test"))
-	until(t, table, "d", func() bool { return table.Route("d.test") != nil })
-	if got := table.Route("a.test"); got == nil || got.Deployment != "a-2" {
+	until(t, table, "d", func() bool { return table.Route("d.test", "/") != nil })
+	if got := table.Route("a.test", "/"); got == nil || got.Deployment != "a-2" {
 		t.Errorf("after a bad variable: %+v", got)
 	}
-	if got := table.Route("b.test").ServiceID; got != "b" {
+	if got := table.Route("b.test", "/").ServiceID; got != "b" {
 		t.Errorf("the host that two claim went to %s", got)
 	}
 	f.edit(func() { delete(f.vars, leapcell.RoutesPrefix+"b") })
-	until(t, table, "the host to fall to c", func() bool { return table.Route("b.test").ServiceID == "c" })
+	until(t, table, "the host to fall to c", func() bool { return table.Route("b.test", "/").ServiceID == "c" })
 }
 
 func TestInstancesFollowTheEvents(t *testing.T) {
@@ -303,14 +303,14 @@ func TestLastStateStaysWhileNomadIsAway(t *testing.T) {
 	}
 	f.setAlloc("bb", "a-1", "run", "running")
 	f.setAlloc("a", "a-1", "stop", "complete")
-	if table.Route("a.test") == nil || addresses(table, "a-1") != "a=10.0.0.1:20001" {
+	if table.Route("a.test", "/") == nil || addresses(table, "a-1") != "a=10.0.0.1:20001" {
 		t.Error("the state was lost")
 	}
 	// Nomad comes back with another state: a lower index, and without the events between.
 	f.edit(func() { f.down, f.index, f.events = false, 3, nil })
 	until(t, table, "the new state", func() bool { return addresses(table, "a-1") == "bb=10.0.0.1:20002" })
 	f.setRoute("z", route("z", "z.test"))
-	until(t, table, "routes after the reset", func() bool { return table.Route("z.test") != nil })
+	until(t, table, "routes after the reset", func() bool { return table.Route("z.test", "/") != nil })
 	f.edit(func() { f.index = 100 })
 	f.setAlloc("ccc", "a-1", "run", "running")
 	until(t, table, "events after the reset", func() bool { return strings.Contains(addresses(table, "a-1"), "ccc") })

@@ -17,7 +17,7 @@ type Table struct {
 
 // state is what the edge knows at one moment. It is never changed once published.
 type state struct {
-	routes    map[string]*leapcell.Route     // by host; nil until read
+	routes    sites                          // nil until read
 	index     uint64                         // of Nomad, up to which routes were read
 	instances map[string][]leapcell.Instance // by deployment; nil until read
 	// restarting are the deployments of which an instance failed and that Nomad brings
@@ -38,8 +38,10 @@ func (t *Table) Ready() bool {
 	return s.routes != nil && s.instances != nil
 }
 
-// Route is the route of a host, or nil.
-func (t *Table) Route(host string) *leapcell.Route { return t.now.Load().routes[host] }
+// Route is the route of a path of a host, or nil.
+func (t *Table) Route(host, path string) *leapcell.Route {
+	return t.now.Load().routes.route(host, path)
+}
 
 // Instances are the instances of a deployment that take requests.
 func (t *Table) Instances(deployment string) []leapcell.Instance {
@@ -73,8 +75,8 @@ func (t *Table) publish(change func(next *state)) {
 // RoutesIndex is the index of Nomad up to which the routes are known.
 func (t *Table) RoutesIndex() uint64 { return t.now.Load().index }
 
-func (t *Table) publishRoutes(byHost map[string]*leapcell.Route, index uint64) {
-	t.publish(func(next *state) { next.routes, next.index = byHost, index })
+func (t *Table) publishRoutes(routes sites, index uint64) {
+	t.publish(func(next *state) { next.routes, next.index = routes, index })
 }
 
 // publishAll replaces all instances.

@@ -51,7 +51,7 @@ func (v *variables) run(ctx context.Context) error {
 			return err
 		}
 		if changed || index == 0 {
-			v.table.publishRoutes(v.byHost(), meta.LastIndex)
+			v.table.publishRoutes(v.sites(), meta.LastIndex)
 		}
 		if meta.LastIndex < index {
 			index = 0
@@ -111,22 +111,20 @@ func (v *variables) read(ctx context.Context, path string) (found variable, gone
 	return variable{modified: got.ModifyIndex, route: &route}, false, nil
 }
 
-// byHost is the table of routes. When two variables claim a host, the one that comes first
+// sites is the table of routes. When two variables claim a place, the one that comes first
 // in the order of paths has it, at every edge alike.
-func (v *variables) byHost() map[string]*leapcell.Route {
-	out := make(map[string]*leapcell.Route, len(v.known))
+func (v *variables) sites() sites {
+	out := make(sites, len(v.known))
 	for _, path := range slices.Sorted(maps.Keys(v.known)) {
 		route := v.known[path].route
 		if route == nil {
 			continue
 		}
 		for _, host := range route.Hosts {
-			if other, taken := out[host]; taken {
+			if other := out.claim(host, route); other != nil {
 				v.nomad.log.Warn("two services claim one host; the first keeps it", "host", host,
 					"service", other.ServiceID, "ignored", route.ServiceID)
-				continue
 			}
-			out[host] = route
 		}
 	}
 	return out

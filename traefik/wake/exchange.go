@@ -226,7 +226,9 @@ func (x *exchange) passInformation(resp *http.Response) bool {
 func (x *exchange) passAnswer(resp *http.Response, hasBody bool) result {
 	defer resp.Body.Close()
 	firstByte := time.Now()
-	timing, gateFailed := resp.Header.Get(leapcell.HeaderTiming), resp.Header.Get(leapcell.HeaderError) != ""
+	code := resp.Header.Get(leapcell.HeaderError)
+	timing, gateFailed := resp.Header.Get(leapcell.HeaderTiming), code != ""
+	x.service.heard(x.slot.in, leapcell.Code(code))
 	if x.call.cold && !gateFailed {
 		x.service.served()
 	}

@@ -46,7 +46,7 @@ func newFakeTable(routes ...*leapcell.Route) *fakeTable {
 }
 
 func (t *fakeTable) Ready() bool { t.mu.Lock(); defer t.mu.Unlock(); return t.ready }
-func (t *fakeTable) Route(host string) *leapcell.Route {
+func (t *fakeTable) Route(host, _ string) *leapcell.Route {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.routes[host]

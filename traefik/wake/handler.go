@@ -3,6 +3,7 @@ package wake
 import (
 	"context"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"sync"
@@ -18,9 +19,9 @@ type Table interface {
 	// Ready reports whether routes and instances were read at least once. It never goes
 	// back to false: while Nomad is away, the last state counts.
 	Ready() bool
-	// Route is the route of a host (lower case, no port), or nil. What it points to is
-	// never changed.
-	Route(host string) *leapcell.Route
+	// Route is the route of a path of a host (lower case, no port), or nil. What it points
+	// to is never changed.
+	Route(host, path string) *leapcell.Route
 	// Instances are those that take requests. The slice is never changed.
 	Instances(deployment string) []leapcell.Instance
 	// Changed is closed when an answer of this table may differ from now on. Take it
@@ -51,7 +52,7 @@ type Config struct {
 // services with their queues stay.
 type Handler struct {
 	cfg      Config
-	services sync.Map // service ID -> *service
+	services sync.Map // key of a route -> *service
 	load     chan struct{}
 	sums     sums
 
@@ -88,14 +89,18 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	host := Host(r.Host)
-	route, no := h.route(r.Context(), host)
+	route, no := h.route(r.Context(), host, r.URL.Path)
+	if no == nil && route.Ignores(r.URL.Path, r.UserAgent()) {
+		no = refuseIgnored
+	}
 	if no != nil {
 		no.write(w, r)
 		return
 	}
-	call := &call{host: host, route: route, arrived: arrived}
+	call := &call{host: host, path: r.URL.Path, route: route, arrived: arrived}
+	h.split(call)
 	prepare(r, call)
-	s := h.service(route)
+	s := h.service(call.route)
 	s.requests.Add(1)
 	h.sums.requests.Add(1)
 
@@ -121,17 +126,28 @@ func (h *Handler) try(w http.ResponseWriter, r *http.Request, s *service, got *s
 	return h.exchange(w, r, s, got, c)
 }
 
-// route finds the route of host. Right after the start of an edge there is no table yet:
+// split sends a part of a service's requests to another of its deployments.
+func (h *Handler) split(c *call) {
+	split := c.route.Split
+	if split == nil || rand.IntN(100) >= split.Percent {
+		return
+	}
+	if other := h.cfg.Table.Route(split.Host, "/"); other != nil {
+		c.host, c.path, c.route = split.Host, "/", other
+	}
+}
+
+// route finds the route of a path of host. Right after the start of an edge there is no table yet:
 // then the request waits for it, because a 404 would be a lie.
-func (h *Handler) route(ctx context.Context, host string) (*leapcell.Route, *refusal) {
-	if route := h.cfg.Table.Route(host); route != nil {
+func (h *Handler) route(ctx context.Context, host, path string) (*leapcell.Route, *refusal) {
+	if route := h.cfg.Table.Route(host, path); route != nil {
 		return route, nil
 	}
 	timeout := time.NewTimer(leapcell.HoldGrace)
 	defer timeout.Stop()
 	for {
 		changed := h.cfg.Table.Changed()
-		if route := h.cfg.Table.Route(host); route != nil {
+		if route := h.cfg.Table.Route(host, path); route != nil {
 			return route, nil
 		}
 		if h.cfg.Table.Ready() {
@@ -148,10 +164,11 @@ func (h *Handler) route(ctx context.Context, host string) (*leapcell.Route, *ref
 }
 
 func (h *Handler) service(route *leapcell.Route) *service {
-	if s, ok := h.services.Load(route.ServiceID); ok {
+	key := route.Key()
+	if s, ok := h.services.Load(key); ok {
 		return s.(*service)
 	}
-	s, _ := h.services.LoadOrStore(route.ServiceID, newService(h, route.ServiceID))
+	s, _ := h.services.LoadOrStore(key, newService(h, key))
 	return s.(*service)
 }
 

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -24,11 +25,20 @@ type instance struct {
 	goneUntil   time.Time
 	retired     bool // left the table
 
+	start atomic.Int32 // what is known of its start
+
 	conns  sync.Mutex
 	idle   []*gateConn // the youngest last
 	reaper *time.Timer
 	closed bool
 }
+
+// What is known of an instance's start.
+const (
+	startUnknown int32 = iota
+	startGood          // it has answered
+	startFailed
+)
 
 // usable reports whether a request may be sent. Called with the service's mu held.
 func (in *instance) usable() bool {

@@ -1,20 +1,25 @@
 package wake
 
 import (
+	"math"
 	"net/http"
+	"strconv"
+	"time"
 
 	"github.com/leapcell/leapcell"
 )
 
 // refusal is an answer that the edge gives itself.
 type refusal struct {
-	status int
-	text   string // for the visitor; "" for no answer at all: the visitor has gone
-	again  bool   // a later try may succeed
+	status int           // 0 for no answer at all: the visitor has gone
+	text   string        // for the visitor
+	again  bool          // a later try may succeed
+	after  time.Duration // and not before this
 }
 
 var (
 	refuseQuietly     = &refusal{}
+	refuseIgnored     = &refusal{status: http.StatusNoContent}
 	refuseNoRoute     = &refusal{status: http.StatusNotFound, text: leapcell.TextNoRoute}
 	refuseNoTable     = &refusal{status: http.StatusServiceUnavailable, text: "The edge has not read its routes yet", again: true}
 	refuseConnect     = &refusal{status: http.StatusMethodNotAllowed, text: "CONNECT is not offered here"}
@@ -31,15 +36,22 @@ var (
 )
 
 func (f *refusal) write(w http.ResponseWriter, r *http.Request) {
-	if f.text == "" {
+	if f.status == 0 {
 		return
 	}
 	head := w.Header()
 	if id := r.Header.Get(headerRequestID); id != "" && saneRequestID(id) {
 		head.Set(headerRequestID, id)
 	}
-	if f.again {
+	switch {
+	case f.after > 0:
+		head.Set("Retry-After", strconv.Itoa(int(math.Ceil(f.after.Seconds()))))
+	case f.again:
 		head.Set("Retry-After", "1")
+	}
+	if f.status == http.StatusNoContent {
+		w.WriteHeader(f.status)
+		return
 	}
 	head.Set("Content-Type", "text/plain; charset=utf-8")
 	w.WriteHeader(f.status)

@@ -23,7 +23,8 @@ const (
 
 // call is one visitor's request on its way.
 type call struct {
-	host    string
+	host    string // where its route is found again
+	path    string
 	route   *leapcell.Route // as it was when the request came
 	arrived time.Time
 	retries int
@@ -67,7 +68,7 @@ type service struct {
 	requests atomic.Int64
 
 	mu         sync.Mutex
-	host       string          // of the last call; the route is found again by it
+	host, path string          // of the last call; the route is found again by them
 	route      *leapcell.Route // nil once it is gone
 	seen       <-chan struct{} // the table's state that route and instances are of
 	instances  []*instance
@@ -82,6 +83,7 @@ type service struct {
 	asked      time.Time
 	dialled    time.Time
 	deployment string
+	backoff    backoff // after starts that failed
 }
 
 func newService(h *Handler, id string) *service {
@@ -92,11 +94,15 @@ func newService(h *Handler, id string) *service {
 // an instance that did not take it goes to the front.
 func (s *service) acquire(ctx context.Context, c *call) (*slot, *refusal) {
 	s.mu.Lock()
-	s.host = c.host
+	s.host, s.path = c.host, c.path
 	s.refresh()
 	if s.route == nil {
 		s.mu.Unlock()
 		return nil, refuseNoRoute
+	}
+	if no := s.backingOff(time.Now()); no != nil && c.retries == 0 {
+		s.mu.Unlock()
+		return nil, no
 	}
 	if c.retries == 0 && s.full() {
 		s.mu.Unlock()
@@ -199,14 +205,15 @@ func (s *service) refresh() {
 		return
 	}
 	s.seen = changed
-	route := s.h.cfg.Table.Route(s.host)
-	if route == nil || route.ServiceID != s.id {
+	route := s.h.cfg.Table.Route(s.host, s.path)
+	if route == nil || route.Key() != s.id {
 		s.route = nil
 		s.setInstances(nil)
 		return
 	}
 	if route.Deployment != s.deployment {
 		s.deployment, s.askAt, s.failures = route.Deployment, time.Time{}, 0
+		s.backoff = backoff{}
 	}
 	s.route = route
 	s.setInstances(s.h.cfg.Table.Instances(route.Deployment))
@@ -328,8 +335,12 @@ func (s *service) load() (leapcell.EdgeService, bool) {
 	defer s.mu.Unlock()
 	s.refresh()
 	idle := s.inFlight == 0 && s.queue.Len() == 0
-	return leapcell.EdgeService{ServiceID: s.id, Deployment: s.deployment, InFlight: s.inFlight,
-		Queued: s.queue.Len(), Requests: s.requests.Load()}, idle && s.route == nil
+	load := leapcell.EdgeService{ServiceID: s.id, Deployment: s.deployment, InFlight: s.inFlight,
+		Queued: s.queue.Len(), Requests: s.requests.Load()}
+	if s.route != nil {
+		load.ServiceID, load.Preview = s.route.ServiceID, s.route.Preview
+	}
+	return load, idle && s.route == nil
 }
 
 func (s *service) close() {
