@@ -13,6 +13,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	cstructs "github.com/hashicorp/nomad/client/structs"
+	"github.com/hashicorp/nomad/nomad/structs"
 	"github.com/hashicorp/nomad/plugins/base"
 	"github.com/hashicorp/nomad/plugins/drivers"
 	"github.com/hashicorp/nomad/plugins/shared/hclspec"
@@ -115,9 +116,10 @@ func (d *Driver) StartTask(cfg *drivers.TaskConfig) (*drivers.TaskHandle, *drive
 	d.know(req.ID)
 	status, err := client.Start(ctx, req)
 	if isDown(err) {
-		if client, err = d.up(ctx); err == nil {
-			status, err = client.Start(ctx, req)
+		if client, err = d.up(ctx); err != nil {
+			return nil, nil, structs.NewRecoverableError(fmt.Errorf("task was not started: %w", err), true)
 		}
+		status, err = client.Start(ctx, req)
 	}
 	if err != nil {
 		return nil, nil, d.notStarted(req.ID, err)

@@ -37,15 +37,35 @@ func (d *Driver) up(ctx context.Context) (*supervisor.Client, error) {
 	d.mu.Lock()
 	cfg := d.cfg
 	d.mu.Unlock()
+	l := launch{program: d.exec, cfg: cfg, client: client}
 	h, err := client.Health(ctx)
 	if err != nil {
-		return client, startSupervisor(ctx, launch{program: d.exec, cfg: cfg, client: client})
+		return client, start(ctx, l)
 	}
 	own := supervisor.ProgramID(d.exec)
 	if h.Program == "" || own == "" || h.Program == own {
 		return client, nil
 	}
-	return client, d.replace(ctx, launch{program: d.exec, cfg: cfg, client: client}, h)
+	return client, d.replace(ctx, l, h)
+}
+
+// start is startSupervisor for as long as another process has the state folder: it may be
+// about to answer, or to end.
+func start(ctx context.Context, l launch) error {
+	for {
+		err := startSupervisor(ctx, l)
+		if !errors.Is(err, supervisor.ErrRunning) {
+			return err
+		}
+		for end := time.Now().Add(time.Second); time.Now().Before(end); pause(ctx, 5*time.Millisecond) {
+			if _, asked := l.client.Health(ctx); asked == nil {
+				return nil
+			}
+			if ctx.Err() != nil {
+				return err
+			}
+		}
+	}
 }
 
 // replace puts this build's supervisor in the place of another's: it takes the tasks over
@@ -72,14 +92,14 @@ func (d *Driver) replace(ctx context.Context, l launch, old supervisor.Health) e
 	}
 	d.log.Info("replacing the supervisor of another build", "pid", old.PID, "version", old.Version)
 	for {
-		err := startSupervisor(ctx, l)
+		err := start(ctx, l)
 		if h, asked := l.client.Health(ctx); asked == nil && h.PID != old.PID {
 			return nil
 		}
 		if ctx.Err() != nil {
 			return err
 		}
-		pause(ctx, 20*time.Millisecond) // the old one has the lock until its end
+		pause(ctx, 20*time.Millisecond) // the old one answers until its end
 	}
 }
 
@@ -110,8 +130,9 @@ func (d *Driver) watch(ctx context.Context) {
 	}
 }
 
-// ask puts a question to the supervisor until it is answered: one that dies meanwhile is
-// started again, knows its tasks, and is asked again.
+// ask puts a question to the supervisor until it is answered or ctx is done: one that dies
+// meanwhile is started again, knows its tasks, and is asked again. Whoever gave up would have
+// Nomad believe that an instance is gone that runs on.
 func (d *Driver) ask(ctx context.Context, question func(*supervisor.Client) error) error {
 	for {
 		client, err := d.supervisor()
@@ -121,11 +142,13 @@ func (d *Driver) ask(ctx context.Context, question func(*supervisor.Client) erro
 		if err = question(client); answered(err) || ctx.Err() != nil {
 			return err
 		}
-		d.log.Warn("supervisor went away in the middle of a question", "error", err)
+		d.log.Debug("supervisor went away in the middle of a question", "error", err)
+		wait := 10 * time.Millisecond
 		if _, down := d.up(ctx); down != nil {
-			return errors.Join(err, down)
+			d.log.Error("supervisor could not be started", "error", down)
+			wait = time.Second
 		}
-		pause(ctx, 10*time.Millisecond)
+		pause(ctx, wait)
 	}
 }
 
@@ -158,6 +181,9 @@ func (d *Driver) notStarted(id string, err error) error {
 	if errors.As(err, &e) && strings.HasPrefix(e.Message, leapcell.TextPortTaken) {
 		// Not in place: the port would be the same. Nomad places the allocation anew.
 		return structs.NewRecoverableError(errors.New(e.Message), false)
+	}
+	if e != nil && e.Code == leapcell.CodeInvalid {
+		return structs.NewRecoverableError(errors.New(e.Message), false) // the job must be changed
 	}
 	// Nomad tries again as the job's restart block says. What stands in the way, a full disk
 	// for example, may be gone by then.
@@ -218,7 +244,11 @@ func startSupervisor(ctx context.Context, l launch) error {
 			if there() {
 				return nil // somebody else's
 			}
-			return fmt.Errorf("the supervisor ended at once: %s", tail(name, begin))
+			last := tail(name, begin)
+			if strings.Contains(last, supervisor.ErrRunning.Error()) {
+				return fmt.Errorf("%w: %s", supervisor.ErrRunning, last)
+			}
+			return fmt.Errorf("the supervisor ended at once: %s", last)
 		case <-ctx.Done():
 			return fmt.Errorf("the supervisor does not answer: see %s", name)
 		case <-time.After(5 * time.Millisecond):

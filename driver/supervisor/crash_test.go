@@ -68,7 +68,8 @@ func TestKilledInTheMiddleOfAStart(t *testing.T) {
 				req := n.request(mode)
 				n.start(req)
 				<-reached
-				until(t, "record", func() bool { recs, _ := n.records.load(); return len(recs) == 1 })
+				// Image and namespace are fetched side by side: the dead fetch nothing any more.
+				until(t, "record and namespace", func() bool { recs, _ := n.records.load(); return len(recs) == 1 && n.networks.left() == 1 })
 				n.dies()
 				n.comesBack()
 				if exit := n.wait(req); exit.Code == 0 || !strings.Contains(exit.Message, "while the supervisor was not running") {

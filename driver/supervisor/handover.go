@@ -81,7 +81,11 @@ func (s *Supervisor) handOver(p *peer, lock *os.File) bool {
 		s.log.Error("the supervisor that takes over is gone: the next one adopts the instances", "error", err)
 	}
 	s.log.Info("tasks handed over", "tasks", len(tasks))
-	go e.run()
+	go func() {
+		e.read(p)
+		close(s.bereft)
+		e.run()
+	}()
 	go s.linger(e, tasks)
 	return true
 }
@@ -310,23 +314,20 @@ func (e *elder) exited(id string, exit cell.Exit) {
 	}
 }
 
-// run reads answers, and finds the next supervisor when this one is gone.
+// run finds the next supervisor when the one before is gone, and reads its answers.
 func (e *elder) run() {
 	for {
-		e.mu.Lock()
-		p := e.peer
-		e.mu.Unlock()
-		if p != nil {
-			e.read(p)
-			p.close()
-		}
-		if !e.reconnect() {
+		p := e.reconnect()
+		if p == nil {
 			return
 		}
+		e.read(p)
 	}
 }
 
+// read takes answers in until the other is gone.
 func (e *elder) read(p *peer) {
+	defer p.close()
 	for {
 		m, file, err := p.receive(time.Time{})
 		if file != nil {
@@ -350,15 +351,15 @@ func (e *elder) read(p *peer) {
 	}
 }
 
-// reconnect asks anew for all that is wanted; false at the end.
-func (e *elder) reconnect() bool {
+// reconnect asks anew for all that is wanted; nil at the end.
+func (e *elder) reconnect() *peer {
 	e.mu.Lock()
 	e.peer = nil
 	e.mu.Unlock()
 	for {
 		select {
 		case <-e.end:
-			return false
+			return nil
 		case <-time.After(5 * time.Millisecond): // there is no event for a socket that appears
 		}
 		p, err := dialPeer(e.socket)
@@ -366,7 +367,7 @@ func (e *elder) reconnect() bool {
 			continue
 		}
 		if e.stay(p) == nil {
-			return true
+			return p
 		}
 		p.close()
 	}

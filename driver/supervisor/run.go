@@ -67,6 +67,10 @@ func serve(ctx context.Context, s *Supervisor, c *claim, cfg Config, log *slog.L
 	}
 	defer peers.Close()
 	go s.servePeers(peers, c.lock)
+	go func() {
+		<-s.pace.moved
+		_ = peers.Close() // whoever looks for the node's supervisor must not find us
+	}()
 	listener, err := listenSocket(cfg.Socket())
 	if err != nil {
 		return err
@@ -85,6 +89,12 @@ func serve(ctx context.Context, s *Supervisor, c *claim, cfg Config, log *slog.L
 	select {
 	case err = <-failed:
 	case <-s.left:
+	case <-s.bereft:
+		_ = server.Close() // should it have died before it had the socket, the plugin must see that nobody is there
+		select {
+		case <-s.left:
+		case <-ctx.Done():
+		}
 	case <-ctx.Done():
 	}
 	end, stop := context.WithTimeout(context.Background(), time.Second)
