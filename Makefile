@@ -58,7 +58,10 @@ clauses: build tools ## the runtime contract, and its results into docs/runtime-
 	$(GO) run ./test/with $(GO) test -count=1 -json -timeout 60m ./test/contract >bin/contract.json; \
 	status=$$?; $(GO) run ./test/clauses bin/contract.json && exit $$status
 
-bench: build tools ## benchmarks (BENCH=cold, resume, warm, burst, routes, start; N=50)
+soak: build tools ## a thousand instances through the driver, and what is left of them (as root; N=1000)
+	LEAPCELL_SOAK_CYCLES=$(if $(filter-out file,$(origin N)),$(N),1000) $(GO) run ./test/with $(GO) test -count=1 -v -timeout 60m ./test/soak
+
+bench: build tools ## benchmarks (BENCH=cold, resume, warm, burst, routes, idle, start; N=50)
 ifeq ($(BENCH),start)
 	$(GO) test -run '^$$' -bench . -benchtime $(N)x ./driver/cell
 else
@@ -79,4 +82,4 @@ docs: ## regenerate what is generated
 clean: ## remove what was built
 	rm -rf bin
 
-.PHONY: help up down status build tools test check lint unit e2e contract clauses test-v2 bench fuzz docs clean
+.PHONY: help up down status build tools test check lint unit e2e contract clauses test-v2 soak bench fuzz docs clean

@@ -7,6 +7,7 @@
 //	go run ./test/bench -bench burst -services 25
 //	go run ./test/bench -bench routes -routes 10000 -n 20
 //	go run ./test/bench -bench mixed -for 10m
+//	go run ./test/bench -bench idle -idle 500
 //
 // It uses the platform that LEAPCELL_TEST_STATE names, else one of its own. What is compared
 // is interleaved, because the speed of a machine drifts.
@@ -39,6 +40,7 @@ type config struct {
 	services int
 	routes   int
 	last     time.Duration
+	idle     int
 }
 
 // report is what a benchmark found, for people and for programs.
@@ -60,7 +62,7 @@ type result struct {
 
 // benches are the benchmarks by name.
 var benches = map[string]func(*session, config) ([]result, error){
-	"cold": cold, "resume": resume, "warm": warm, "burst": burst, "routes": routes, "mixed": mixed,
+	"cold": cold, "resume": resume, "warm": warm, "burst": burst, "routes": routes, "mixed": mixed, "idle": idle,
 }
 
 func main() {
@@ -73,6 +75,7 @@ func main() {
 	flag.IntVar(&c.services, "services", 25, "burst: services, at most 100 are woken at once")
 	flag.IntVar(&c.routes, "routes", 10000, "routes: how many in the end")
 	flag.DurationVar(&c.last, "for", 10*time.Minute, "mixed: how long")
+	flag.IntVar(&c.idle, "idle", 500, "idle: suspended services in the end")
 	plain := flag.String("plain", "", "serve Traefik without an edge at LISTEN=TARGET; for this program's own use")
 	flag.Parse()
 	c.runtimes = strings.Split(runtimes, ",")
