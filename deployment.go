@@ -74,6 +74,12 @@ type Deployment struct {
 	LiveAt    time.Time `json:"liveAt,omitzero"`
 }
 
+// Kept reports whether the deployment was live once and can be again: it has a preview, and
+// can be rolled back to for as long as its image is there.
+func (d Deployment) Kept() bool {
+	return d.State == Superseded && !d.LiveAt.IsZero() && d.Image != ""
+}
+
 // Source says where the tree of a deployment comes from: an upload, or a git reference.
 type Source struct {
 	Upload  string `json:"upload,omitempty"` // sha256 of the uploaded archive

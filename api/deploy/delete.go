@@ -90,6 +90,9 @@ func (d *Deployer) forget(ctx context.Context, dep leapcell.Deployment) error {
 			return err
 		}
 	}
+	if err := d.cfg.Nomad.DeleteVariable(ctx, leapcell.PreviewPath(dep.ServiceID, dep.Number)); err != nil {
+		return err
+	}
 	if err := d.remove(ctx, dep.ID); err != nil {
 		return err
 	}

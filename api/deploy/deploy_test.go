@@ -723,3 +723,41 @@ func TestBuildThatNeverBeganIsTriedAgain(t *testing.T) {
 		}
 	}
 }
+
+func TestSplit(t *testing.T) {
+	w := newWorld(t)
+	d := w.deployer(w.view(0, false), nil)
+	svc := w.svc["shop-x"]
+	if _, err := d.Split(t.Context(), svc, "shop-1", 10); leapcell.ErrorCode(err) != leapcell.CodeConflict {
+		t.Errorf("without a live deployment: %v", err)
+	}
+	w.finish(d, w.submit(d).ID)
+	w.finish(d, w.submit(d).ID)
+	split, err := d.Split(t.Context(), svc, "shop-1", 10)
+	if err != nil || split == nil || split.Percent != 10 || split.Host != "1--shop-x.test" {
+		t.Errorf("split is %+v, %v", split, err)
+	}
+	if w.vars["leapcell/routes/shop-x"] != "shop-2" || w.vars["leapcell/routes/shop-x/1"] != "shop-1" || w.vars["leapcell/routes/shop-x/2"] != "shop-2" {
+		t.Errorf("routes: %v", w.vars)
+	}
+	if split, err := d.Split(t.Context(), svc, "", 0); split != nil || err != nil {
+		t.Errorf("ended: %+v, %v", split, err)
+	}
+	for name, c := range map[string]struct {
+		id      string
+		percent int
+		code    leapcell.Code
+	}{
+		"all":     {"shop-1", 100, leapcell.CodeInvalid},
+		"nothing": {"shop-1", -1, leapcell.CodeInvalid},
+		"unknown": {"shop-9", 10, leapcell.CodeNotFound},
+		"itself":  {"shop-2", 10, leapcell.CodeConflict},
+	} {
+		if _, err := d.Split(t.Context(), svc, c.id, c.percent); leapcell.ErrorCode(err) != c.code {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := d.DeleteService(t.Context(), svc); err != nil || len(w.vars) > 0 {
+		t.Errorf("%v; variables left: %v", err, w.vars)
+	}
+}

@@ -561,7 +561,9 @@ func (v *view) PutVariable(ctx context.Context, path string, value []byte) (uint
 			return err
 		}
 		v.vars[path] = route.Deployment
-		v.writes = append(v.writes, route.Deployment)
+		if !route.Preview {
+			v.writes = append(v.writes, route.Deployment)
+		}
 		return nil
 	})
 }

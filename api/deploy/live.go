@@ -2,8 +2,6 @@ package deploy
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
 	"strings"
 	"time"
 
@@ -88,14 +86,17 @@ func (d *Deployer) overtake(ctx context.Context, svc leapcell.Service, dep leapc
 	return nil
 }
 
+// putRoute sends the visitors to dep, under its own name and under the service's.
 func (d *Deployer) putRoute(ctx context.Context, svc leapcell.Service, dep leapcell.Deployment, w *worker) error {
-	route, err := json.Marshal(jobs.Route(d.cfg.Namespace, svc, dep))
-	if err != nil {
-		return fmt.Errorf("route of %s: %w", dep.ID, err)
+	if err := d.patiently(ctx, w, func(ctx context.Context) error {
+		_, err := d.put(ctx, leapcell.PreviewPath(svc.ID, dep.Number), jobs.Preview(d.cfg.Namespace, svc, dep))
+		return err
+	}); err != nil {
+		return err
 	}
 	var index uint64
-	err = d.patiently(ctx, w, func(ctx context.Context) (err error) {
-		index, err = d.cfg.Nomad.PutVariable(ctx, leapcell.RoutesPrefix+svc.ID, route)
+	err := d.patiently(ctx, w, func(ctx context.Context) (err error) {
+		index, err = d.put(ctx, leapcell.RoutesPrefix+svc.ID, jobs.Route(d.cfg.Namespace, svc, dep))
 		return err
 	})
 	if err != nil {
@@ -164,6 +165,7 @@ func (d *Deployer) prune(svc leapcell.Service) {
 			continue
 		}
 		if kept++; kept > d.cfg.Keep && kept <= d.cfg.Keep+5 { // the older ones are gone since before
+			d.quiet(dep.ID, d.cfg.Nomad.DeleteVariable(d.ctx, leapcell.PreviewPath(svc.ID, dep.Number)))
 			d.quiet(dep.ID, d.remove(d.ctx, dep.ID))
 		}
 	}

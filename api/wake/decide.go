@@ -65,7 +65,7 @@ func (in Input) needed() int {
 // Decide gives the number of instances that a service should have. It never raises zero:
 // that is the edge's. [LI2]
 func Decide(now time.Time, in Input) Decision {
-	if in.Route.Mode == leapcell.Persistent {
+	if in.Route.Mode == leapcell.Persistent && !in.Route.Preview {
 		return decidePersistent(now, in)
 	}
 	keep := Decision{Count: in.Count}

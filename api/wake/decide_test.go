@@ -21,6 +21,8 @@ func route(change func(*leapcell.Route)) leapcell.Route {
 func TestDecide(t *testing.T) {
 	now := time.Now()
 	persistent := route(func(r *leapcell.Route) { r.Mode, r.MinInstances = leapcell.Persistent, 2 })
+	preview := persistent
+	preview.Preview = true
 	for name, test := range map[string]struct {
 		in   Input
 		want int
@@ -45,6 +47,8 @@ func TestDecide(t *testing.T) {
 		"choppy load, at its height":             {Input{Route: route(nil), Count: 1, Load: 28, Demand: 28, Mean: 14, Edges: 1, Traffic: now, Short: now}, 2},
 		"choppy load, while it is away":          {Input{Route: route(nil), Count: 1, Mean: 14, Edges: 1, Traffic: now}, 2},
 		"a crowd that waits for the first":       {Input{Route: route(nil), Count: 1, Load: 500, Edges: 1, Traffic: now, Short: now.Add(-time.Minute)}, 1},
+		"a preview is never always on":           {Input{Route: preview, Count: 0, Edges: 1, Traffic: now}, 0},
+		"a preview goes to sleep":                {Input{Route: preview, Count: 2, Edges: 1, Traffic: now.Add(-time.Hour)}, 0},
 		"persistent is always on":                {Input{Route: persistent, Count: 2, Edges: 1, Traffic: now.Add(-24 * time.Hour)}, 2},
 		"persistent below its number":            {Input{Route: persistent, Count: 0, Traffic: now}, 2},
 		"persistent scales out":                  {Input{Route: persistent, Count: 2, Load: 21, Demand: 21, Edges: 1, Traffic: now}, 3},

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -75,7 +77,7 @@ type count struct{ wanted, ready int }
 type edge struct {
 	at       time.Time
 	routes   uint64                          // index up to which it has the routes
-	services map[string]leapcell.EdgeService // by service ID
+	services map[string]leapcell.EdgeService // by the key of the route
 }
 
 // New makes a scaler; it does nothing until Run.
@@ -93,7 +95,7 @@ func New(cfg Config) *Scaler {
 func (s *Scaler) Report(r leapcell.EdgeReport) {
 	e := &edge{at: time.Now(), routes: r.RoutesIndex, services: make(map[string]leapcell.EdgeService, len(r.Services))}
 	for _, svc := range r.Services {
-		e.services[svc.ServiceID] = svc
+		e.services[svc.Key()] = svc
 	}
 	s.mu.Lock()
 	if old, ok := s.edges[r.Edge]; ok {
@@ -246,7 +248,7 @@ func (s *Scaler) readLive(ctx context.Context, now time.Time) error {
 			continue
 		}
 		live[svc.Live] = true
-		if _, ok := s.services[svc.Live]; ok {
+		if w, ok := s.services[svc.Live]; ok && !w.route.Preview {
 			continue // what a deployment is run with never changes
 		}
 		dep, err := s.cfg.Store.Deployment(ctx, svc.Live)
@@ -254,6 +256,39 @@ func (s *Scaler) readLive(ctx context.Context, now time.Time) error {
 			return err
 		}
 		s.services[svc.Live] = &watched{route: jobs.Route(s.cfg.Namespace, svc, dep), traffic: now, requests: map[string]int64{}}
+	}
+	return s.readPreviews(ctx, now, live)
+}
+
+// readPreviews adds the deployments that are not live but run, because somebody visits them
+// by their own names or a part of the service's requests goes there.
+func (s *Scaler) readPreviews(ctx context.Context, now time.Time, live map[string]bool) error {
+	s.mu.Lock()
+	running := slices.Collect(maps.Keys(s.counts))
+	s.mu.Unlock()
+	for _, id := range running {
+		if live[id] {
+			continue
+		}
+		dep, err := s.cfg.Store.Deployment(ctx, id)
+		if leapcell.ErrorCode(err) == leapcell.CodeNotFound {
+			continue // a build
+		}
+		if err != nil {
+			return err
+		}
+		if !dep.Kept() {
+			continue // on its way in or out: the deployer's
+		}
+		live[id] = true
+		if _, ok := s.services[id]; ok {
+			continue
+		}
+		svc, err := s.cfg.Store.Service(ctx, dep.ServiceID)
+		if err != nil {
+			return err
+		}
+		s.services[id] = &watched{route: jobs.Preview(s.cfg.Namespace, svc, dep), traffic: now, requests: map[string]int64{}}
 	}
 	for id := range s.services {
 		if !live[id] {
@@ -276,9 +311,15 @@ func (s *Scaler) observe(now time.Time) {
 	for id, w := range s.services {
 		load := 0
 		for name, e := range s.edges {
-			svc := e.services[w.route.ServiceID]
-			load += svc.InFlight + svc.Queued
-			w.sawRequests(now, name, svc.Requests)
+			// A deployment has visitors by its own name, and those of the service if it is live.
+			seen := e.services[id]
+			if !w.route.Preview {
+				main := e.services[w.route.ServiceID]
+				seen.InFlight, seen.Queued = seen.InFlight+main.InFlight, seen.Queued+main.Queued
+				seen.Requests += main.Requests
+			}
+			load += seen.InFlight + seen.Queued
+			w.sawRequests(now, name, seen.Requests)
 		}
 		w.edges = len(s.edges)
 		w.observe(now, s.counts[id].wanted, s.counts[id].ready, load)
@@ -308,7 +349,7 @@ func (s *Scaler) apply(ctx context.Context, now time.Time, w *watched, d Decisio
 	if err != nil {
 		return err
 	}
-	if svc.Live != id {
+	if (svc.Live == id) == w.route.Preview {
 		s.unknown = true // another one is live since
 		return nil
 	}

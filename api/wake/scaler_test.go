@@ -1,6 +1,7 @@
 package wake
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -18,6 +19,7 @@ import (
 type cluster struct {
 	mu       sync.Mutex
 	live     string
+	kept     string // a former deployment; what runs is of it
 	set      leapcell.Settings
 	count    int
 	starting bool // instances are not ready
@@ -47,7 +49,11 @@ func (c *cluster) Service(context.Context, string) (leapcell.Service, error) {
 }
 
 func (c *cluster) Deployment(_ context.Context, id string) (leapcell.Deployment, error) {
-	return leapcell.Deployment{ID: id, ServiceID: "shop-x", Service: "shop", Settings: c.set}, nil
+	dep := leapcell.Deployment{ID: id, ServiceID: "shop-x", Service: "shop", Number: 1, Settings: c.set}
+	if id == c.kept {
+		dep.State, dep.LiveAt, dep.Image = leapcell.Superseded, time.Now(), "image"
+	}
+	return dep, nil
 }
 
 func (c *cluster) Job(_ context.Context, id string) (*api.Job, error) {
@@ -102,7 +108,7 @@ func (c *cluster) alloc(i int) *api.AllocationListStub {
 		events = append(events, &api.TaskEvent{Type: "Driver", Details: map[string]string{leapcell.ReadyAnnotation: "true"}})
 	}
 	return &api.AllocationListStub{
-		ID: fmt.Sprint(i), JobID: c.live, DesiredStatus: "run", ClientStatus: "running",
+		ID: fmt.Sprint(i), JobID: cmp.Or(c.kept, c.live), DesiredStatus: "run", ClientStatus: "running",
 		TaskStates: map[string]*api.TaskState{"shop-x": {State: "running", Events: events}},
 	}
 }
@@ -272,6 +278,35 @@ func TestOnlyLiveIsScaled(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
 		wantCalls(t, c, "shop-2=2")
+	})
+}
+
+// A former deployment that somebody visits by its own name goes to sleep like any other.
+func TestPreviewGoesToSleep(t *testing.T) {
+	c := newCluster(leapcell.Settings{Mode: leapcell.Persistent, DormantAfter: leapcell.Duration(time.Minute)}, 1)
+	c.live, c.kept = "shop-2", "shop-1"
+	c.set.MinInstances = 0
+	simulate(t, c, func(s *Scaler) {
+		time.Sleep(2 * time.Second)
+		for range 20 {
+			s.Report(leapcell.EdgeReport{Edge: "a", Services: []leapcell.EdgeService{
+				{ServiceID: "shop-x", Deployment: "shop-1", Preview: true, InFlight: 1, Requests: 1},
+				{ServiceID: "shop-x", Deployment: "shop-2", InFlight: 0, Requests: 7},
+			}})
+			time.Sleep(5 * time.Second)
+		}
+		if got := c.calls(); slices.Contains(got, "shop-1=0") {
+			t.Errorf("busy, but scaled %v", got)
+		}
+		for range 20 {
+			s.Report(leapcell.EdgeReport{Edge: "a", Services: []leapcell.EdgeService{
+				{ServiceID: "shop-x", Deployment: "shop-1", Preview: true, Requests: 1},
+			}})
+			time.Sleep(5 * time.Second)
+		}
+		if got := c.calls(); !slices.Contains(got, "shop-1=0") {
+			t.Errorf("idle, but scaled %v", got)
+		}
 	})
 }
 

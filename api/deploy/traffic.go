@@ -1,0 +1,76 @@
+package deploy
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/jobs"
+)
+
+// Split sends percent of the service's requests to one of its former deployments; 0 ends it.
+// It holds until the next deployment or rollback goes live.
+func (d *Deployer) Split(ctx context.Context, svc leapcell.Service, id string, percent int) (*leapcell.Split, error) {
+	if percent < 0 || percent > 99 {
+		return nil, leapcell.Errorf(leapcell.CodeInvalid, "percent is %d: it must be from 0 to 99; to send all requests to %s, roll back to it", percent, id)
+	}
+	state := d.service(svc.ID)
+	state.live.Lock()
+	defer state.live.Unlock()
+	svc, err := d.cfg.Store.Service(ctx, svc.ID)
+	if err != nil {
+		return nil, err
+	}
+	if svc.Live == "" {
+		return nil, leapcell.Errorf(leapcell.CodeConflict, "the service %s has no live deployment yet", svc.Name)
+	}
+	live, err := d.cfg.Store.Deployment(ctx, svc.Live)
+	if err != nil {
+		return nil, err
+	}
+	route := jobs.Route(d.cfg.Namespace, svc, live)
+	if percent > 0 {
+		if route.Split, err = d.splitTo(ctx, svc, id, percent); err != nil {
+			return nil, err
+		}
+	}
+	index, err := d.put(ctx, leapcell.RoutesPrefix+svc.ID, route)
+	if err != nil {
+		return nil, err
+	}
+	d.awaitEdges(ctx, live.ID, index)
+	return route.Split, nil
+}
+
+func (d *Deployer) splitTo(ctx context.Context, svc leapcell.Service, id string, percent int) (*leapcell.Split, error) {
+	dep, err := d.cfg.Store.Deployment(ctx, id)
+	if err == nil && dep.ServiceID != svc.ID {
+		err = leapcell.Errorf(leapcell.CodeNotFound, "the service %s has no deployment %q", svc.Name, id)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !dep.Kept() {
+		return nil, leapcell.Errorf(leapcell.CodeConflict, "the deployment %s is %s: only one that was live before can get a part of the requests", id, dep.State)
+	}
+	if _, err := d.cfg.Nomad.Job(ctx, id); leapcell.ErrorCode(err) == leapcell.CodeNotFound {
+		return nil, leapcell.Errorf(leapcell.CodeConflict, "the deployment %s is too old: only the last %d are kept ready", id, d.cfg.Keep)
+	} else if err != nil {
+		return nil, err
+	}
+	preview := jobs.Preview(d.cfg.Namespace, svc, dep)
+	if _, err := d.put(ctx, leapcell.PreviewPath(svc.ID, dep.Number), preview); err != nil {
+		return nil, err
+	}
+	return &leapcell.Split{Deployment: id, Host: preview.Hosts[0], Percent: percent}, nil
+}
+
+// put writes a route and gives Nomad's index of it.
+func (d *Deployer) put(ctx context.Context, path string, route leapcell.Route) (uint64, error) {
+	b, err := json.Marshal(route)
+	if err != nil {
+		return 0, fmt.Errorf("route of %s: %w", route.Deployment, err)
+	}
+	return d.cfg.Nomad.PutVariable(ctx, path, b)
+}
