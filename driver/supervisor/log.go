@@ -157,6 +157,9 @@ type pipe struct {
 	out  *rotator
 	end  chan struct{} // closed when nothing is copied any more
 	keep atomic.Bool   // what is in the pipe stays there
+
+	copied int64     // since then; of the copying goroutine alone
+	since  time.Time // when the last burst began
 }
 
 // openPipe makes the pipe if it is not there and begins to read.
@@ -213,7 +216,30 @@ func (p *pipe) pump() {
 		if !got {
 			return
 		}
+		p.slow()
 	}
+}
+
+// An app that writes as fast as it can is made to wait by its full pipe: copying takes as much
+// CPU as writing, and is not counted as the app's. [ID6]
+const (
+	logRate  = 16 << 20 // bytes a second of each output
+	logBurst = 4 << 20
+)
+
+// slow waits when there was too much since the last burst began: a quarter of a second at most.
+func (p *pipe) slow() {
+	if p.copied < logBurst {
+		return
+	}
+	time.Sleep(logPause(p.copied, time.Since(p.since)))
+	p.copied, p.since = 0, time.Now()
+}
+
+// logPause is how much longer than took the copied bytes should have taken.
+func logPause(copied int64, took time.Duration) time.Duration {
+	due := time.Duration(copied) * time.Second / logRate
+	return min(max(0, due-took), time.Second)
 }
 
 // copyOnce reports whether there was something.
@@ -224,6 +250,7 @@ func (p *pipe) copyOnce(fd int) bool {
 	if err != nil || n <= 0 {
 		return err == unix.EINTR
 	}
+	p.copied += int64(n)
 	_, _ = p.out.Write((*buf)[:n])
 	return true
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestRotation(t *testing.T) {
@@ -65,5 +66,24 @@ func TestPipeLosesNothing(t *testing.T) {
 	got := strings.Split(strings.TrimSpace(string(b)), "\n")
 	if len(got) != lines || got[lines-1] != fmt.Sprintf("line %d", lines-1) {
 		t.Errorf("%d lines, the last is %q", len(got), got[len(got)-1])
+	}
+}
+
+// Only a flood is slowed down, and to what the rate allows.
+func TestLogPause(t *testing.T) {
+	for _, c := range []struct {
+		copied int64
+		took   time.Duration
+		want   time.Duration
+	}{
+		{logBurst, 0, 250 * time.Millisecond},
+		{logBurst, 100 * time.Millisecond, 150 * time.Millisecond},
+		{logBurst, time.Hour, 0},
+		{logRate, 0, time.Second},
+		{100 * logRate, 0, time.Second},
+	} {
+		if got := logPause(c.copied, c.took); got != c.want {
+			t.Errorf("%d bytes in %s: a pause of %s, want %s", c.copied, c.took, got, c.want)
+		}
 	}
 }
