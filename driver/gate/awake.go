@@ -26,7 +26,8 @@ func (g *Gate) mayRest() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.awake--
-	if g.awake == 0 && g.inFlight == 0 && g.state == Ready {
+	if g.awake == 0 && g.inFlight == 0 && (g.state == Ready || g.left.Load()) {
 		g.goIdle(time.Now())
 	}
+	g.checkOver()
 }

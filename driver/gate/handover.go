@@ -133,7 +133,7 @@ func (g *Gate) Leave(o Owner) (busy bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	// While it starts, those who ask for its state wait here too: it must come to a decision.
-	busy = g.inFlight > 0 || g.state == Starting
+	busy = g.inFlight > 0 || g.awake > 0 || g.state == Starting
 	if g.inFlight > 0 {
 		g.meter(time.Now()) // the new gate goes on counting the time
 	}
@@ -144,7 +144,8 @@ func (g *Gate) Leave(o Owner) (busy bool) {
 	return busy
 }
 
-// Over is closed when a gate that was left has no connection and no request any more.
+// Over is closed when a gate that was left has no connection, no request and no operator's
+// command any more.
 func (g *Gate) Over() <-chan struct{} { return g.over }
 
 // countConn is the server's ConnState hook.
@@ -163,7 +164,7 @@ func (g *Gate) countConn(_ net.Conn, s http.ConnState) {
 
 // checkOver closes over if that is due. The caller holds mu.
 func (g *Gate) checkOver() {
-	if !g.left.Load() || g.inFlight > 0 || g.conns.Load() > 0 {
+	if !g.left.Load() || g.inFlight > 0 || g.awake > 0 || g.conns.Load() > 0 {
 		return
 	}
 	select {

@@ -234,6 +234,31 @@ func TestGateOverWithoutConnections(t *testing.T) {
 	talk(t, conn, in, "/")
 }
 
+// An operator's command belongs to the old supervisor, and keeps the instance awake there.
+func TestCommandOutlastsTheChange(t *testing.T) {
+	h := newHanded(t, func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "hello") })
+	release, err := h.old.Awake()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !h.change() {
+		t.Error("the old gate forgets the command")
+	}
+	conn, in := dialGate(t, h.address)
+	talk(t, conn, in, "/")
+	if h.backend.isFrozen() {
+		t.Error("suspended under a command")
+	}
+	select {
+	case <-h.old.Over():
+		t.Error("over, with a command")
+	default:
+	}
+	release()
+	<-h.old.Over()
+	eventually(t, "suspension", h.backend.isFrozen)
+}
+
 // A handover that does not come about: connections that came meanwhile are served.
 func TestGatePauseAndResume(t *testing.T) {
 	h := newHanded(t, func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "hello") })
