@@ -1,6 +1,7 @@
 package cell
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -30,6 +31,7 @@ type direct struct {
 	h       *hierarchy
 	machine machine
 	filters [2][]byte // compiled: of instances, of builds
+	empty   *os.File  // a mount namespace with nothing in it
 	shared  sync.Map  // cgroup parent -> *sync.Once's result: groups that all its cells share
 }
 
@@ -94,7 +96,8 @@ func newDirect(h *hierarchy) (*direct, error) {
 		d.filters[i] = unsafe.Slice((*byte)(unsafe.Pointer(&code[0])), len(code)*int(unsafe.Sizeof(code[0])))
 	}
 	d.machine.groups = h.mounts1()
-	return d, nil
+	d.empty, err = emptyNamespace()
+	return d, err
 }
 
 func (d *direct) Name() string { return Direct }
@@ -105,46 +108,96 @@ func (d *direct) run(ctx context.Context, cell *Cell, host Host) error {
 	if err := d.groups(c); err != nil {
 		return err
 	}
-	born, err := d.born(c)
-	if err != nil {
-		return err
-	}
-	if born != nil {
-		defer born.Close()
-	}
 	if err := prepareTargets(c); err != nil {
 		return err
 	}
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		return err
-	}
-	defer null.Close()
-	process := script.Process{Stdio: [3]*os.File{null, c.Stdout, c.Stderr}, Files: []*os.File{null}, Cgroup: born}
-	process.Namespaces = unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
-	if c.NetnsPath == "" {
-		process.Namespaces |= unix.CLONE_NEWNET
-	} else {
-		netns, err := os.Open(c.NetnsPath)
-		if err != nil {
-			return err
-		}
-		defer netns.Close()
-		process.Files = []*os.File{netns}
-	}
 	build := c.Mode == leapcell.TaskBuild
-	if err := giveOutput(process.Stdio[1:], build); err != nil {
+	if err := giveOutput([]*os.File{c.Stdout, c.Stderr}, build); err != nil {
 		return err
 	}
-	s, err := sandbox(Spec(c, host), d.machine, d.filter(build), tasksOf(d.machine, c))
+	spec := Spec(c, host)
+	s, err := sandbox(spec, d.machine, d.filter(build))
 	if err != nil {
 		return err
 	}
-	if cell.process, err = begin(ctx, s, process); err != nil {
+	p := script.Process{
+		Namespaces:     unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
+		MountNamespace: d.empty,
+	}
+	if c.NetnsPath == "" {
+		p.Namespaces |= unix.CLONE_NEWNET
+	}
+	var open opened
+	defer open.close()
+	open.file(os.DevNull, unix.O_RDONLY) // until the cell has a /dev/null of its own
+	p.Stdio = [3]*os.File{nil, c.Stdout, c.Stderr}
+	open.file(cmp.Or(c.NetnsPath, os.DevNull), unix.O_RDONLY)
+	open.tree(c.Rootfs, true)
+	for _, m := range bindMounts(spec) {
+		open.tree(m.Source, slices.Contains(m.Options, "rbind"))
+	}
+	open.tasks(d.machine, c)
+	if open.err != nil {
+		return open.err
+	}
+	p.Stdio[0], p.Files = open.files[0], open.files[1:]
+	if p.Cgroup, err = d.born(c); err != nil {
+		return err
+	}
+	defer p.Cgroup.Close() // nil does not mind
+	if cell.process, err = begin(ctx, s, p); err != nil {
 		return err
 	}
 	cell.started = time.Now()
 	return nil
+}
+
+// opened are files of the host that a script needs, in its order. After an error nothing more is opened.
+type opened struct {
+	files []*os.File
+	err   error
+}
+
+func (o *opened) add(what, name string, open func() (int, error)) {
+	if o.err != nil {
+		return
+	}
+	fd, err := open()
+	if err != nil {
+		o.err = fmt.Errorf("%s %s: %w", what, name, err)
+		return
+	}
+	o.files = append(o.files, os.NewFile(uintptr(fd), name))
+}
+
+func (o *opened) file(name string, flags int) {
+	o.add("open", name, func() (int, error) { return unix.Open(name, flags|unix.O_CLOEXEC, 0) })
+}
+
+// tree opens a mount of the folder or file that is nowhere yet.
+func (o *opened) tree(name string, recursive bool) {
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+	if recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	o.add("mount", name, func() (int, error) { return unix.OpenTree(unix.AT_FDCWD, name, flags) })
+}
+
+// tasks opens the files by which a process moves itself into c's version 1 groups.
+func (o *opened) tasks(m machine, c Config) {
+	for _, g := range m.groups {
+		id := sharedGroup
+		if g.own {
+			id = c.ID
+		}
+		o.file(filepath.Join(g.dir, c.CgroupParent, id, "tasks"), unix.O_WRONLY)
+	}
+}
+
+func (o *opened) close() {
+	for _, f := range o.files {
+		_ = f.Close()
+	}
 }
 
 func (d *direct) filter(build bool) []byte {
@@ -204,6 +257,63 @@ func (d *direct) born(c Config) (*os.File, error) {
 	return os.Open(filepath.Join(tree, c.CgroupParent, c.ID))
 }
 
+// emptyNamespace makes a mount namespace that holds an empty folder, and nothing else. Cells begin
+// with a copy of it: a copy of the host's would take longer with each mount that is there, and
+// getting rid of it again longer still.
+func emptyNamespace() (*os.File, error) {
+	var ns *os.File
+	var err error
+	onThread(func() { ns, err = makeEmpty() })
+	if err != nil {
+		return nil, fmt.Errorf("make an empty mount namespace: %w", err)
+	}
+	return ns, nil
+}
+
+// makeEmpty changes the thread it is called on for good.
+func makeEmpty() (*os.File, error) {
+	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+		return nil, err
+	}
+	ns, err := os.Open(fmt.Sprintf("/proc/self/task/%d/ns/mnt", unix.Gettid()))
+	if err != nil {
+		return nil, err
+	}
+	const flags, where = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "/dev" // a folder that is everywhere
+	for _, step := range []func() error{
+		func() error { return unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "") },
+		func() error { return unix.Mount("tmpfs", where, "tmpfs", flags, "mode=555,nr_inodes=2,size=4k") },
+		func() error { return unix.Chdir(where) },
+		func() error { return unix.PivotRoot(".", ".") },
+		func() error { return unix.Unmount(".", unix.MNT_DETACH) },
+		func() error { return unix.Mount("", "/", "", flags|unix.MS_REMOUNT|unix.MS_RDONLY, "") },
+	} {
+		if err := step(); err != nil {
+			_ = ns.Close()
+			return nil, err
+		}
+	}
+	return ns, nil
+}
+
+// onThread calls f on a thread that ends with it. It is not the process's first one, which cannot
+// end, and whose view /proc/self shows.
+func onThread(f func()) {
+	done := make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			onThread(f) // elsewhere, for as long as this one is taken
+			runtime.UnlockOSThread()
+			close(done)
+			return
+		}
+		defer close(done)
+		f() // never unlocked
+	}()
+	<-done
+}
+
 // deviceRules are what the app may do with device nodes, should it ever get one: those of
 // /dev and the pseudo terminals.
 var deviceRules = []string{
@@ -233,19 +343,6 @@ func (d *direct) share(parent string) error {
 		}
 	}
 	return nil
-}
-
-// tasksOf are the files by which a process moves itself into c's version 1 groups.
-func tasksOf(m machine, c Config) []string {
-	var files []string
-	for _, g := range m.groups {
-		id := sharedGroup
-		if g.own {
-			id = c.ID
-		}
-		files = append(files, filepath.Join(g.dir, c.CgroupParent, id, "tasks"))
-	}
-	return files
 }
 
 // mounts1 are the version 1 hierarchies; none on pure version 2.

@@ -16,7 +16,13 @@ import (
 // exec makes a process beside the app: in its cgroups and namespaces, restricted as it is.
 func (d *direct) exec(ctx context.Context, cell *Cell, spec *specs.Process, stdio [3]*os.File) (*process, *os.File, error) {
 	c := cell.config
-	p := script.Process{Stdio: stdio, PIDNamespace: cell.process.fd, Files: []*os.File{cell.process.fd}}
+	var open opened
+	defer open.close()
+	open.tasks(d.machine, c)
+	if open.err != nil {
+		return nil, nil, open.err
+	}
+	p := script.Process{Stdio: stdio, PIDNamespace: cell.process.fd, Files: append([]*os.File{cell.process.fd}, open.files...)}
 	var terminal *os.File
 	if spec.Terminal {
 		master, slave, err := openTerminal(cell.process.pid, int(spec.User.UID))
@@ -27,13 +33,11 @@ func (d *direct) exec(ctx context.Context, cell *Cell, spec *specs.Process, stdi
 		terminal, p.Stdio = master, [3]*os.File{slave, slave, slave}
 	}
 	born, err := d.born(c)
-	if born != nil {
-		defer born.Close()
-	}
+	defer born.Close() // nil does not mind
 	p.Cgroup = born
 	var s *script.Script
 	if err == nil {
-		s, err = beside(spec, d.machine, d.filter(c.Mode == leapcell.TaskBuild), tasksOf(d.machine, c))
+		s, err = beside(spec, d.machine, d.filter(c.Mode == leapcell.TaskBuild))
 	}
 	var held *process
 	if err == nil {
@@ -48,15 +52,15 @@ func (d *direct) exec(ctx context.Context, cell *Cell, spec *specs.Process, stdi
 	return held, terminal, nil
 }
 
-// beside is the script of a process in a cell that runs. It comes in through descriptor
-// [script.FirstFile], which is the app's process.
-func beside(spec *specs.Process, m machine, filter []byte, tasks []string) (*script.Script, error) {
+// beside is the script of a process in a cell that runs. Descriptor [script.FirstFile] is
+// the app's process; the tasks files of the cgroups follow.
+func beside(spec *specs.Process, m machine, filter []byte) (*script.Script, error) {
 	p := &plan{spec: &specs.Spec{Process: spec}, machine: m, filter: filter}
 	p.Do("begin a session", unix.SYS_SETSID)
 	if spec.Terminal {
 		p.Do("take the terminal", unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0)
 	}
-	p.enter(tasks)
+	p.enter(script.FirstFile + 1)
 	p.Do("enter the namespaces", unix.SYS_SETNS, script.FirstFile,
 		unix.CLONE_NEWNS|unix.CLONE_NEWIPC|unix.CLONE_NEWUTS|unix.CLONE_NEWNET|unix.CLONE_NEWCGROUP)
 	p.Do("leave the app", unix.SYS_CLOSE, script.FirstFile)

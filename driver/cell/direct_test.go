@@ -74,7 +74,7 @@ func TestScriptGolden(t *testing.T) {
 			c.Mounts = []Mount{{Source: "/etc/pip.conf", Target: "/etc/pip.conf", ReadOnly: true}, {Source: "/state/cache", Target: "/root/.cache/"}}
 		}
 		spec := Spec(c, Host{CgroupsPath: "/leapcell-x/1", OpenFiles: 1 << 20, ResolvConf: "/run/1/resolv.conf", Hosts: "/run/1/hosts", Hostname: "/run/1/hostname"})
-		s, err := sandbox(spec, m, make([]byte, 800), tasksOf(m, c))
+		s, err := sandbox(spec, m, make([]byte, 800))
 		if err != nil {
 			t.Fatal(err)
 		}

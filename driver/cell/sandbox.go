@@ -27,18 +27,19 @@ const here = uint64(1<<64 - 100)
 // order is that in which each step needs the last ones. It knows as much of the spec as [Spec]
 // uses, and refuses the rest. Every step has to succeed.
 //
-// The process begins in new pid, mount, ipc and uts namespaces as root, with nothing open
-// but its outputs and [script.FirstFile]: the network namespace, if the spec names one.
-func sandbox(spec *specs.Spec, m machine, filter []byte, tasks []string) (*script.Script, error) {
+// The process begins as root in new pid, mount, ipc and uts namespaces. All that it has of the host are
+// its outputs and the descriptors of [files], from [script.FirstFile] on.
+func sandbox(spec *specs.Spec, m machine, filter []byte) (*script.Script, error) {
 	p := &plan{spec: spec, machine: m, filter: filter}
 	p.Do("begin a session", unix.SYS_SETSID)
-	p.enter(tasks)
+	binds := bindMounts(spec)
+	p.enter(script.FirstFile + 2 + len(binds))
 	p.Do("make a cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP) // what it is in now is the root that it sees
 	p.network()
 	if spec.Hostname != "" {
 		p.Do("set the host name", unix.SYS_SETHOSTNAME, []byte(spec.Hostname), len(spec.Hostname))
 	}
-	if err := p.root(); err != nil {
+	if err := p.root(binds); err != nil {
 		return nil, err
 	}
 	for _, mount := range spec.Mounts {
@@ -102,37 +103,33 @@ func (p *plan) network() {
 	p.Do("close the socket", unix.SYS_CLOSE, script.FirstFile)
 }
 
-// enter moves the process into its version 1 cgroups. By writing 0 to tasks a single thread
-// moves itself: the kernel need not stop all forks on the machine for that, which costs a
-// grace period of RCU.
-func (p *plan) enter(tasks []string) {
-	for _, file := range tasks {
-		const next = script.FirstFile + 1 // the first one is not closed yet
-		p.Do("open "+file, unix.SYS_OPENAT, here, file, unix.O_WRONLY|unix.O_CLOEXEC, 0).Min(next)
-		p.Do("enter "+file, unix.SYS_WRITE, next, []byte("0"), 1)
-		p.Do("close "+file, unix.SYS_CLOSE, next)
+// enter moves the process into its version 1 cgroups, whose tasks files are the descriptors from
+// first on. By writing 0 to it a single thread moves itself: the kernel need not stop all forks
+// on the machine for that, which costs a grace period of RCU.
+func (p *plan) enter(first int) {
+	for i, g := range p.machine.groups {
+		p.Do("enter the cgroup of "+g.options, unix.SYS_WRITE, first+i, []byte("0"), 1)
+		p.Do("close the cgroup of "+g.options, unix.SYS_CLOSE, first+i)
 	}
 }
 
-// root makes the image the only thing that is mounted, and binds into it what the spec names
-// of the host. The image is not trusted: its links are followed only once they can lead nowhere else,
-// and before /proc is there, through which they could.
-func (p *plan) root() error {
-	root := p.spec.Root.Path
-	p.Do("make mounts private", unix.SYS_MOUNT, nil, "/", nil, unix.MS_REC|unix.MS_PRIVATE, nil)
-	binds := slices.DeleteFunc(slices.Clone(p.spec.Mounts), func(m specs.Mount) bool { return m.Type != "bind" })
-	for i, m := range binds {
-		flags := unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC
-		if slices.Contains(m.Options, "rbind") {
-			flags |= unix.AT_RECURSIVE
-		}
-		p.Do("open "+m.Destination, unix.SYS_OPEN_TREE, here, m.Source, flags).Min(script.FirstFile + i)
-	}
-	p.Do("bind the root", unix.SYS_MOUNT, root, root, nil, unix.MS_BIND|unix.MS_REC, nil)
-	p.Do("enter the root", unix.SYS_CHDIR, root)
-	p.Do("change the root", unix.SYS_PIVOT_ROOT, ".", ".")
-	p.Do("leave the old root", unix.SYS_UMOUNT2, ".", unix.MNT_DETACH)
+// bindMounts are the mounts that lead to the host.
+func bindMounts(spec *specs.Spec) []specs.Mount {
+	return slices.DeleteFunc(slices.Clone(spec.Mounts), func(m specs.Mount) bool { return m.Type != "bind" })
+}
+
+// root makes the image the root and binds into it what the spec names of the host. Before, there
+// is nothing in the mount namespace but an empty folder, which stays below. The image is not
+// trusted: its links are followed only where they can lead nowhere else, and before /proc is there,
+// through which they could.
+func (p *plan) root(binds []specs.Mount) error {
+	const tree = script.FirstFile + 1
+	p.Do("mount the root", unix.SYS_MOVE_MOUNT, tree, "", here, "/", unix.MOVE_MOUNT_F_EMPTY_PATH)
+	p.Do("enter the root", unix.SYS_FCHDIR, tree)
+	p.Do("change the root", unix.SYS_CHROOT, ".")
 	p.Do("enter /", unix.SYS_CHDIR, "/")
+	p.Do("close the root", unix.SYS_CLOSE, tree)
+	p.Do("make mounts private", unix.SYS_MOUNT, nil, "/", nil, unix.MS_REC|unix.MS_PRIVATE, nil)
 	for i, m := range binds {
 		flags, data := mountFlags(m.Options)
 		if len(data) > 0 {
@@ -143,9 +140,10 @@ func (p *plan) root() error {
 				return fmt.Errorf("mount %s: it would be below %s, which is mounted over it", m.Destination, special.Destination)
 			}
 		}
-		p.Do("mount "+m.Destination, unix.SYS_MOVE_MOUNT, script.FirstFile+i, "", here, m.Destination, unix.MOVE_MOUNT_F_EMPTY_PATH)
-		p.Do("restrict "+m.Destination, unix.SYS_MOUNT, nil, m.Destination, nil, flags&^unix.MS_REC|unix.MS_BIND|unix.MS_REMOUNT, nil)
-		p.Do("close "+m.Destination, unix.SYS_CLOSE, script.FirstFile+i)
+		p.Do("mount "+m.Destination, unix.SYS_MOVE_MOUNT, tree+1+i, "", here, m.Destination, unix.MOVE_MOUNT_F_EMPTY_PATH)
+		p.Do("restrict "+m.Destination, unix.SYS_MOUNT, nil, m.Destination, nil,
+			flags&^unix.MS_REC|unix.MS_BIND|unix.MS_REMOUNT, nil)
+		p.Do("close "+m.Destination, unix.SYS_CLOSE, tree+1+i)
 	}
 	p.Do("forget the umask", unix.SYS_UMASK, 0)
 	return nil

@@ -16,11 +16,13 @@ import (
 
 // Process says how the new process differs from this one from its first moment.
 type Process struct {
-	Namespaces   uintptr     // CLONE_NEW* flags
-	PIDNamespace *os.File    // to be born in: of a process (a pidfd) or the namespace itself; or nil
-	Cgroup       *os.File    // folder of a version 2 cgroup to be born in, or nil
-	Stdio        [3]*os.File // its descriptors 0 to 2
-	Files        []*os.File  // its descriptors from [FirstFile] on, which are not passed to the program
+	Namespaces   uintptr  // CLONE_NEW* flags
+	PIDNamespace *os.File // to be born in: of a process (a pidfd) or the namespace itself; or nil
+	// MountNamespace is where to be born, or nil; with CLONE_NEWNS the process has a copy of it.
+	MountNamespace *os.File
+	Cgroup         *os.File    // folder of a version 2 cgroup to be born in, or nil
+	Stdio          [3]*os.File // its descriptors 0 to 2
+	Files          []*os.File  // its descriptors from [FirstFile] on, which are not passed to the program
 }
 
 // Done is the descriptor by which the new process shows that it has become the program: it is
@@ -51,7 +53,7 @@ func Start(ctx context.Context, s *Script, p Process) (pid int, err error) {
 	defer done.Close()
 	defer theirs.Close()
 	files := slices.Concat(p.Stdio[:], []*os.File{theirs}, p.Files)
-	own, release, err := descriptors(slices.DeleteFunc(append(files, p.PIDNamespace, p.Cgroup), func(f *os.File) bool { return f == nil }))
+	own, release, err := descriptors(slices.DeleteFunc(append(files, p.PIDNamespace, p.MountNamespace, p.Cgroup), func(f *os.File) bool { return f == nil }))
 	if err != nil {
 		return 0, err
 	}
@@ -150,6 +152,10 @@ func prelude(p Process, own []int, files int) *Script {
 	next := files
 	if p.PIDNamespace != nil {
 		s.Do("enter the pid namespace", unix.SYS_SETNS, next, unix.CLONE_NEWPID)
+		next++
+	}
+	if p.MountNamespace != nil {
+		s.Do("enter the mount namespace", unix.SYS_SETNS, next, unix.CLONE_NEWNS)
 		next++
 	}
 	// The second process is our child because the first one is: it gets its signal, too.
