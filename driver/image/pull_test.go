@@ -664,3 +664,33 @@ func (a answers) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp.Request = req
 	return resp, nil
 }
+
+// The Docker Hub goes by three names, and by none.
+func TestRegistriesOfTheHub(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "registries.json")
+	if err := os.WriteFile(file, []byte(`{"address":"docker.io","username":"u"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	of := Registries(file, slog.New(slog.DiscardHandler))
+	for ref, want := range map[string]string{
+		"nginx": "u", "nginx:1@sha256:" + strings.Repeat("0", 64): "u", "docker.io/library/nginx": "u", "index.docker.io/library/nginx:1": "u",
+		"registry.example.com/nginx": "", "localhost:5000/docker.io/nginx": "",
+	} {
+		if got := of(registryOf(ref)).Username; got != want {
+			t.Errorf("%s is pulled as %q, want %q", ref, got, want)
+		}
+	}
+	// A file that is being written, or gone, takes no login away.
+	if err := os.WriteFile(file, []byte(`{"address":`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if of("docker.io").Username != "u" {
+		t.Error("a damaged file took the login away")
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if of("docker.io").Username != "u" {
+		t.Error("a missing file took the login away")
+	}
+}
