@@ -35,6 +35,7 @@ var (
 	bodyStalled      = &refusal{status: http.StatusRequestTimeout, code: leapcell.CodeRequestTimeout, text: "The request body did not come: nothing of it was received for too long"}
 	bodyMalformed    = &refusal{status: http.StatusBadRequest, code: leapcell.CodeInvalid, text: "The request body is not well-formed"}
 	connectForbidden = &refusal{status: http.StatusMethodNotAllowed, code: leapcell.CodeInvalid, text: "CONNECT is not offered here"}
+	badTarget        = &refusal{status: http.StatusBadRequest, code: leapcell.CodeInvalid, text: "The target of the request is neither a path nor an address"}
 	badPreface       = &refusal{status: http.StatusHTTPVersionNotSupported, code: leapcell.CodeInvalid, text: "This is not how HTTP/2 begins"}
 	clientGone       = &refusal{} // nobody is there to be told
 )

@@ -42,25 +42,21 @@ func (p *passage) expects() bool {
 	return len(p.r.Header["Expect"]) > 0 // the server refuses other values
 }
 
-// readSmall reads a small body to its end. done gives its memory back.
-func (p *passage) readSmall() (done func(), err error) {
-	length := p.r.ContentLength
-	if p.up == nil || length <= 0 || length > smallBody || p.expects() {
-		return func() {}, nil
-	}
-	buf := buffers.Get().(*[]byte)
-	_, err = io.ReadFull(p.up, (*buf)[:length])
-	p.small = (*buf)[:length]
-	return func() { buffers.Put(buf) }, err
+// isSmall reports whether the body is read before a connection is taken.
+func (p *passage) isSmall() bool {
+	return p.up != nil && p.r.ContentLength > 0 && p.r.ContentLength <= smallBody && !p.expects()
 }
 
 func (p *passage) overHTTP1() {
-	done, err := p.readSmall()
-	defer done()
-	if err != nil {
-		p.refuse(p.explain(err))
-		p.settle(refused)
-		return
+	if p.isSmall() {
+		buf := buffers.Get().(*[]byte)
+		defer buffers.Put(buf)
+		p.small = (*buf)[:p.r.ContentLength]
+		if _, err := io.ReadFull(p.up, p.small); err != nil {
+			p.refuse(p.explain(err))
+			p.settle(refused)
+			return
+		}
 	}
 	c, err := p.g.upstream.get(p.r.Context())
 	if err != nil {
@@ -162,15 +158,14 @@ func (p *passage) stream(res *http.Response) error {
 	if res.ContentLength == 0 || res.Body == http.NoBody {
 		return nil
 	}
-	visitor := http.NewResponseController(p.w)
 	limit, flush := p.g.responseLimit(), res.ContentLength < 0
-	pace := pacer{visitor: visitor, end: p.end}
+	pace := pacer{w: p.w, end: p.end}
 	if p.g.serverless() {
 		pace.idle = p.g.cfg.BodyIdle
 	}
 	if flush {
 		pace.next()
-		_ = visitor.Flush() // the head of an event stream may be all there is for long
+		_ = pace.flush() // the head of an event stream may be all there is for long
 	}
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
@@ -188,7 +183,7 @@ func (p *passage) stream(res *http.Response) error {
 				return err
 			}
 			if flush && err == nil {
-				if err := visitor.Flush(); err != nil {
+				if err := pace.flush(); err != nil {
 					return err
 				}
 			}
@@ -205,11 +200,13 @@ func (p *passage) stream(res *http.Response) error {
 // pacer sees to it that an answer does not stand still because its visitor takes nothing of
 // it. The server lifts the deadline after the answer.
 type pacer struct {
-	visitor *http.ResponseController
-	end     time.Time     // of the request's time
-	idle    time.Duration // longest pause; 0: only the end counts
-	armed   time.Time
+	w     http.ResponseWriter
+	end   time.Time     // of the request's time
+	idle  time.Duration // longest pause; 0: only the end counts
+	armed time.Time
 }
+
+func (p *pacer) flush() error { return http.NewResponseController(p.w).Flush() }
 
 // next is called before bytes are sent.
 func (p *pacer) next() {
@@ -222,7 +219,7 @@ func (p *pacer) next() {
 	if p.idle > 0 && now.Add(p.idle).Before(deadline) {
 		deadline = now.Add(p.idle)
 	}
-	_ = p.visitor.SetWriteDeadline(deadline)
+	_ = http.NewResponseController(p.w).SetWriteDeadline(deadline)
 }
 
 // join connects the visitor's connection with the app's, both ways. It has no time limit.

@@ -90,6 +90,8 @@ func (g *Gate) check(r *http.Request, upgrade string) *refusal {
 		return connectForbidden
 	case r.Method == "PRI" && r.ProtoMajor == 2: // Go's server leaves broken prefaces to us
 		return badPreface
+	case !strings.HasPrefix(r.RequestURI, "/") && r.URL.Host == "" && (r.RequestURI != "*" || r.Method != http.MethodOptions):
+		return badTarget // none of the forms of RFC 9112, 3.2
 	}
 	if upgrade != "" && g.serverless() {
 		return upgradeForbidden

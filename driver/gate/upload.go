@@ -16,13 +16,13 @@ var errBodyTooLarge = errors.New("request body is over the limit")
 // upload is the body of a request on its way from the visitor. It is read by one goroutine
 // at a time.
 type upload struct {
-	visitor *http.ResponseController
+	visitor http.ResponseController
 	left    int64         // bytes that may still come
 	rest    int64         // announced bytes that have not come yet; negative: not announced
 	idle    time.Duration // longest pause; 0: none
 	armed   time.Time     // when the deadline for the pause was set
-	abort   func()        // wakes who waits for the app; set before the first Read
-	sent    chan error    // one value when all of it was written to the app
+	abort   func()        // wakes who waits for the app, if somebody does; set before the first Read
+	sent    chan error    // one value when all of it was written to the app; made by who sends it
 
 	complete atomic.Bool
 	failure  atomic.Pointer[error]
@@ -37,8 +37,8 @@ func (p *passage) upload() *upload {
 	if p.r.Body == nil || p.r.Body == http.NoBody || p.r.ContentLength == 0 {
 		return nil
 	}
-	u := &upload{visitor: http.NewResponseController(p.w), body: p.r.Body, http1: p.r.ProtoMajor == 1,
-		left: p.g.cfg.MaxRequestBytes, rest: p.r.ContentLength, abort: func() {}, sent: make(chan error, 1)}
+	u := &upload{visitor: *http.NewResponseController(p.w), body: p.r.Body, http1: p.r.ProtoMajor == 1,
+		left: p.g.cfg.MaxRequestBytes, rest: p.r.ContentLength}
 	if p.g.serverless() {
 		u.idle = p.g.cfg.BodyIdle
 	}
@@ -74,8 +74,11 @@ func (u *upload) Read(b []byte) (int, error) {
 			u.armed = time.Time{}
 		}
 	case err != nil:
-		u.failure.Store(&err)
-		u.abort()
+		failure := err // of its own: so only errors are allocated
+		u.failure.Store(&failure)
+		if u.abort != nil {
+			u.abort()
+		}
 	}
 	return n, err
 }

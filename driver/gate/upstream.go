@@ -56,6 +56,9 @@ func newUpstream(dial func(ctx context.Context) (net.Conn, error)) *upstream {
 type appConn struct {
 	net.Conn
 	raw    syscall.RawConn // nil in tests
+	look   func(uintptr)   // poll, made once: alive is called for each request
+	fds    [1]unix.PollFd
+	quiet  bool
 	in     *bufio.Reader
 	out    *bufio.Writer
 	since  time.Time // idle since
@@ -92,13 +95,14 @@ func (c *appConn) alive() bool {
 	if c.raw == nil {
 		return true
 	}
-	open := false
-	err := c.raw.Control(func(fd uintptr) {
-		var b [1]byte
-		_, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		open = err == unix.EAGAIN || err == unix.EINTR
-	})
-	return err == nil && open
+	return c.raw.Control(c.look) == nil && c.quiet
+}
+
+// poll asks the kernel whether there is anything to read, be it the end.
+func (c *appConn) poll(fd uintptr) {
+	c.fds[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN | unix.POLLRDHUP}
+	n, err := unix.Poll(c.fds[:], 0)
+	c.quiet = n == 0 && err == nil || err == unix.EINTR
 }
 
 // get gives an idle connection or a new one.
@@ -128,6 +132,7 @@ func (u *upstream) get(ctx context.Context) (*appConn, error) {
 	c.expire = func() { _ = conn.SetDeadline(time.Unix(1, 0)) }
 	if s, ok := conn.(syscall.Conn); ok {
 		c.raw, _ = s.SyscallConn()
+		c.look = c.poll
 	}
 	return c, nil
 }
@@ -190,7 +195,7 @@ func (c *appConn) send(p *passage) error {
 		c.wanted = make(chan bool, 1)
 	}
 	up, r, wanted := p.up, p.r, c.wanted
-	up.abort = func() { _ = c.Close() }
+	up.abort, up.sent = func() { _ = c.Close() }, make(chan error, 1)
 	go func() {
 		err := c.out.Flush()
 		if err == nil && wanted != nil {
@@ -242,7 +247,8 @@ func (c *appConn) writeHead(p *passage, asks bool) {
 			}
 		}
 	case p.up != nil:
-		write("Content-Length", strconv.FormatInt(r.ContentLength, 10))
+		_, _ = w.WriteString("Content-Length: ")
+		_, _ = w.Write(append(strconv.AppendInt(w.AvailableBuffer(), r.ContentLength, 10), "\r\n"...))
 	case len(r.Header["Content-Length"]) > 0 || r.Method == http.MethodPost || r.Method == http.MethodPut || r.Method == http.MethodPatch:
 		write("Content-Length", "0")
 	}

@@ -151,6 +151,7 @@ func TestMust_RQ6_MovedBeforeTheFirstByte(t *testing.T) {
 				if err := syscall.Kill(victim.PID, syscall.SIGKILL); err != nil {
 					t.Fatal(err)
 				}
+				harness.Eventually(t, 10*time.Second, "it is dead", func() bool { return !victim.Alive() })
 				for range 20 {
 					if r := s.Get(t, "/"); r.Status != http.StatusOK || r.Err != nil {
 						t.Errorf("a visitor got %d %q %v", r.Status, r.Body, r.Err)
