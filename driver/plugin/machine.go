@@ -42,7 +42,10 @@ func (m *machine) missing(cfg supervisor.Config) error {
 		errs = append(errs, errors.New("the Nomad agent does not run as root: namespaces, mounts and cgroups need that"))
 	}
 	if err := m.available(cfg.Runtime); err != nil {
-		errs = append(errs, errors.New(leapcell.ErrorMessage(err)))
+		if leapcell.ErrorCode(err) != leapcell.CodeInternal {
+			err = errors.New(leapcell.ErrorMessage(err))
+		}
+		errs = append(errs, err)
 	}
 	if b, err := os.ReadFile(m.path("proc/filesystems")); err == nil && !bytes.Contains(b, []byte("\toverlay\n")) {
 		errs = append(errs, errors.New("the kernel has no overlay file system: modprobe overlay"))
