@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"strings"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -234,9 +233,6 @@ func (p *Page) End() error {
 	p.path = path
 	return nil
 }
-
-// Ended reports whether the file at path is of a task that has ended.
-func Ended(path string) bool { return strings.HasSuffix(path, endedSuffix) }
 
 // ID names the counters; no others ever have the same.
 func (p *Page) ID() string { return p.id }

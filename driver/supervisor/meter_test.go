@@ -255,7 +255,7 @@ func TestMeterOfATaskThatEndedWithItsSupervisor(t *testing.T) {
 	get(t, req.Address)
 	n.ready(req)
 	n.stop(req)
-	if pages, _ := n.figures(); len(pages) != 1 || !meter.Ended(pages[0]) {
+	if pages, _ := n.figures(); len(pages) != 1 || !strings.HasSuffix(pages[0], ".ended") {
 		t.Fatalf("pages %q", pages)
 	}
 	api.set(nil, nil)
