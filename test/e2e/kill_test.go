@@ -1,6 +1,12 @@
 package e2e
 
 import (
+	"cmp"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -16,6 +22,10 @@ import (
 func kill(t *testing.T, executable, command string) {
 	t.Helper()
 	found := harness.Get(t).Parts(executable, command)
+	if command == "supervisor" && len(found) > 1 {
+		// Former ones go on until their last connection ends: the newest is meant.
+		found = []harness.Process{slices.MaxFunc(found, func(a, b harness.Process) int { return cmp.Compare(began(t, a), began(t, b)) })}
+	}
 	if len(found) != 1 {
 		for _, p := range found {
 			t.Logf("%d: %q", p.PID, p.Args())
@@ -31,6 +41,21 @@ func kill(t *testing.T, executable, command string) {
 		t.Fatal(err)
 	}
 	harness.Eventually(t, 10*time.Second, executable+" is dead", func() bool { return !found[0].Alive() })
+}
+
+// began is when the process was started, in the kernel's ticks.
+func began(t *testing.T, p harness.Process) int {
+	t.Helper()
+	stat := p.File("stat")
+	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+	if len(fields) < 20 {
+		return 0 // gone
+	}
+	ticks, err := strconv.Atoi(fields[19])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ticks
 }
 
 // slow is a service whose build takes a while, so that something can happen meanwhile.
@@ -144,12 +169,75 @@ func TestEdgeKilledComesBack(t *testing.T) {
 
 func TestSupervisorKilled(t *testing.T) {
 	p := harness.Get(t)
-	s := p.Probe(t, harness.Spec{})
-	visit(t, s)
+	s, suspended := p.Probe(t, harness.Spec{}), p.Probe(t, harness.Spec{})
+	instances := map[*harness.Service]string{s: s.Get(t, "/").Instance(), suspended: suspended.Get(t, "/").Instance()}
+	load := s.Visitors(t, 4, "/")
+	answered := load.Answered()
+	harness.Eventually(t, 20*time.Second, "visits", func() bool { return load.Answered() > answered+50 })
 	kill(t, "nomad-driver-leapcell", "supervisor")
-	// Whether it is adopted or replaced: the service answers again by itself.
-	harness.Eventually(t, time.Minute, "the service answers again", func() bool {
-		r, err := s.Visit(t.Context(), p.HTTP, "/")
-		return err == nil && r.Status == 200
+	for s, instance := range instances {
+		harness.Eventually(t, 20*time.Second, "the service answers again by itself", func() bool {
+			r, err := s.Visit(t.Context(), p.HTTP, "/")
+			return err == nil && r.Status == 200
+		})
+		if now := s.Get(t, "/").Instance(); now != instance {
+			t.Errorf("instance %s was replaced by %s", instance, now)
+		}
+	}
+	answered = load.Answered()
+	harness.Eventually(t, 20*time.Second, "visits go on", func() bool { return load.Answered() > answered+50 })
+}
+
+// A new build of the driver is put in place while visitors come: none of them notices, and
+// the instances stay.
+func TestDriverUpgraded(t *testing.T) {
+	p := harness.Get(t)
+	s, suspended := p.Probe(t, harness.Spec{}), p.Probe(t, harness.Spec{})
+	instances := map[*harness.Service]string{s: s.Get(t, "/").Instance(), suspended: suspended.Get(t, "/").Instance()}
+	load := s.Visitors(t, 4, "/")
+	slow := make(chan string, 1)
+	go func() {
+		r, err := s.Visit(t.Context(), p.Visitor(), "/sleep?ms=15000")
+		slow <- fmt.Sprint(r.Status, r.Err, err)
+	}()
+	before := p.Parts("nomad-driver-leapcell", "supervisor")
+	replace(t, filepath.Join(p.Config.StateDir, "nomad", "plugins", "nomad-driver-leapcell"))
+	harness.Eventually(t, time.Minute, "the new build's supervisor", func() bool {
+		return slices.ContainsFunc(p.Parts("nomad-driver-leapcell", "supervisor"), func(q harness.Process) bool {
+			return !slices.ContainsFunc(before, func(b harness.Process) bool { return b.PID == q.PID })
+		})
 	})
+	answered := load.Answered()
+	harness.Eventually(t, 20*time.Second, "visits go on", func() bool { return load.Answered() > answered+200 })
+	if got := <-slow; got != "200 <nil> <nil>" {
+		t.Errorf("the request that was in flight all the time: %s", got)
+	}
+	load.Check(t)
+	for s, instance := range instances {
+		if now := s.Get(t, "/").Instance(); now != instance {
+			t.Errorf("instance %s was replaced by %s", instance, now)
+		}
+	}
+	// What was started by the old one is in the new one's hands.
+	s.ToZero(t)
+	visit(t, s)
+}
+
+// replace puts another file with the same content in the place of the program behind link.
+func replace(t *testing.T, link string) {
+	t.Helper()
+	name, err := filepath.EvalSymlinks(link)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(name)
+	if err == nil {
+		err = os.WriteFile(name+".new", b, 0o755)
+	}
+	if err == nil {
+		err = os.Rename(name+".new", name)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }
