@@ -251,3 +251,124 @@ func BenchmarkWarm(b *testing.B) {
 		}
 	}
 }
+
+// raw sends bytes to the edge and reads the first answer that is not an interim one.
+func raw(t *testing.T, edge *httptest.Server, text string) (*http.Response, string) {
+	t.Helper()
+	conn, err := net.Dial("tcp", edge.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(20 * time.Second)) // a guard
+	go io.WriteString(conn, text)
+	in := bufio.NewReader(conn)
+	for {
+		resp, err := http.ReadResponse(in, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp.StatusCode >= 200 {
+			return resp, string(b)
+		}
+	}
+}
+
+// The visitor's body is not over and no more of it comes: the answer does not wait for it,
+// and nothing behind it is taken for a request.
+func TestAnswerDoesNotWaitForTheBody(t *testing.T) {
+	edge, h, _ := live(t, func(w http.ResponseWriter, r *http.Request) {
+		r.Body.Read(make([]byte, 1))
+		w.WriteHeader(http.StatusForbidden)
+		io.WriteString(w, "no")
+	})
+	resp, body := raw(t, edge, "POST / HTTP/1.1\r\nHost: "+testHost+"\r\nContent-Length: 100000\r\n\r\nhalf")
+	if resp.StatusCode != 403 || body != "no" || !resp.Close {
+		t.Errorf("%s %q, close %v", resp.Status, body, resp.Close)
+	}
+	want(t, "broken", h.Counters().Broken, int64(0))
+}
+
+// A gate that has answered and hangs up does not cost the answer.
+func TestAnswerSurvivesTheRestOfTheBody(t *testing.T) {
+	r := newRig(t, testRoute())
+	r.net.raw("gate", func(c net.Conn) {
+		defer c.Close()
+		in := bufio.NewReader(c)
+		if _, err := http.ReadRequest(in); err != nil {
+			return
+		}
+		io.WriteString(c, "HTTP/1.1 100 Continue\r\n\r\n")
+		io.ReadFull(in, make([]byte, 1000))
+		io.WriteString(c, "HTTP/1.1 413 Request Entity Too Large\r\nConnection: close\r\nContent-Length: 3\r\n\r\nbig")
+	})
+	r.table.set("gate")
+	rec := r.do(newRequest("POST", "/", strings.Repeat("x", 1<<20)))
+	if rec.Code != 413 || rec.Body.String() != "big" {
+		t.Errorf("%d %q", rec.Code, rec.Body.String())
+	}
+	r.wantIdle(t)
+}
+
+func TestMalformedBody(t *testing.T) {
+	edge, _, _ := live(t, func(w http.ResponseWriter, r *http.Request) {
+		if _, err := io.ReadAll(r.Body); err == nil {
+			t.Error("the gate got a whole body")
+		}
+	})
+	resp, _ := raw(t, edge, "POST / HTTP/1.1\r\nHost: "+testHost+"\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nhello\r\n0\r\n\r\n")
+	if resp.StatusCode != 400 || !resp.Close {
+		t.Errorf("%s, close %v", resp.Status, resp.Close)
+	}
+}
+
+func TestDubiousFramingIsTheLast(t *testing.T) {
+	edge, _, _ := live(t, func(w http.ResponseWriter, r *http.Request) { io.Copy(w, r.Body) })
+	for text, last := range map[string]bool{
+		"POST / HTTP/1.1\r\nHost: %s\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n5\r\nhello\r\n0\r\n\r\n":         true,
+		"POST / HTTP/1.0\r\nHost: %s\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\nhello": true,
+		"POST / HTTP/1.1\r\nHost: %s\r\nContent-Length: 5\r\n\r\nhello":                                                         false,
+	} {
+		resp, body := raw(t, edge, fmt.Sprintf(text, testHost))
+		if resp.StatusCode != 200 || body != "hello" || resp.Close != last {
+			t.Errorf("%q: %s %q, close %v", text, resp.Status, body, resp.Close)
+		}
+	}
+}
+
+// The gate learns whether it was the visitor who waits for 100 Continue.
+func TestExpectIsToldApart(t *testing.T) {
+	edge, _, _ := live(t, func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		fmt.Fprint(w, r.Header.Get(leapcell.HeaderExpect), r.Header.Get("Expect"))
+	})
+	for header, told := range map[string]string{"": "100-continue", "Expect: 100-continue\r\n": "100-continue100-continue"} {
+		_, body := raw(t, edge, "POST / HTTP/1.1\r\nHost: "+testHost+"\r\nContent-Length: 5\r\n"+header+"\r\nhello")
+		want(t, "what the gate got after "+header, body, told)
+	}
+}
+
+// What the edge adds does not count against the visitor's limits.
+func TestLimitsAreTheVisitors(t *testing.T) {
+	r := httptest.NewRequest("GET", "/", nil)
+	r.Host = testHost
+	left := leapcell.MaxHeadersBytes - len("Host: \r\n") - len(testHost)
+	for i := 0; left > 0; i++ {
+		size, name := min(left, 8<<10), fmt.Sprintf("X-%d", i)
+		r.Header[name] = []string{strings.Repeat("x", size-len(name)-len(": \r\n"))}
+		left -= size
+	}
+	r.Header["X-Forwarded-Server"] = []string{"edge"}
+	r.Header["X-Real-Ip"] = []string{"192.0.2.1"}
+	if no := checkLimits(r); no != nil {
+		t.Errorf("64 KB: %+v", no)
+	}
+	r.Header["X"] = []string{""}
+	if no := checkLimits(r); no != refuseHeaders {
+		t.Errorf("64 KB and some bytes: %+v", no)
+	}
+}
