@@ -224,3 +224,41 @@ func TestBI3_WebSocketBytesCount(t *testing.T) {
 		t.Errorf("%d bytes counted, want 5", n)
 	}
 }
+
+// ownerGate is the new gate, as the one that was left reaches it.
+type ownerGate struct{ *Gate }
+
+func (o ownerGate) Release() error { o.Gate.Release(); return nil }
+
+// While two gates serve one instance, the new one counts the time of both.
+func TestBI1_HandoverCountsTimeOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var m countingMeter
+		f := newFixture(t, Config{Meter: &m}, sleeper)
+		f.ready()
+		long := make(chan answer, 1)
+		go func() { long <- f.get("/?10s") }()
+		time.Sleep(2 * time.Second)
+		f.gate.Pause()
+		front := newListener()
+		next := New(Config{Instance: "alloc-1", Listener: front, Mode: leapcell.TaskServerless, Meter: &m})
+		defer next.Close(context.Background())
+		next.Adopt(f.app, time.Now(), false, "127.0.0.1:8080")
+		if f.gate.Leave(ownerGate{next}) {
+			if err := next.Hold(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return front.dial(ctx) }}
+		defer transport.CloseIdleConnections()
+		res, err := (&http.Client{Transport: transport}).Do(request("GET", "/?5s", nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, res.Body)
+		_ = res.Body.Close()
+		f.want(<-long, 200, "hello")
+		time.Sleep(time.Second)  // the old gate says that it needs the instance no more
+		m.want(t, 2, 10_020, 10) // it looks each 20 ms of idleness
+	})
+}
