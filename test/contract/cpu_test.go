@@ -16,9 +16,13 @@ import (
 )
 
 func TestMust_CP1_CPUFollowsMemory(t *testing.T) {
-	for _, memory := range []int{128, 192, 1769} {
-		t.Run(fmt.Sprint(memory), func(t *testing.T) {
-			s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{MemoryMB: memory}})
+	for _, c := range []struct {
+		memory int
+		mode   leapcell.Mode
+	}{{128, leapcell.Serverless}, {192, leapcell.Serverless}, {1769, leapcell.Serverless}, {192, leapcell.Persistent}} {
+		memory := c.memory
+		t.Run(fmt.Sprint(memory, c.mode), func(t *testing.T) {
+			s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{Mode: c.mode, MemoryMB: memory}})
 			group := s.Inside(t, instanceOf(t, s)).Cgroup()
 			quota, period := group.Quota(t)
 			if period != leapcell.CPUPeriod {

@@ -15,6 +15,13 @@ import (
 
 func TestMain(m *testing.M) { harness.Main(m) }
 
+// eachMode runs f for both modes of a service.
+func eachMode(t *testing.T, f func(t *testing.T, mode leapcell.Mode)) {
+	for _, mode := range []leapcell.Mode{leapcell.Serverless, leapcell.Persistent} {
+		t.Run(string(mode), func(t *testing.T) { f(t, mode) })
+	}
+}
+
 // modes runs f for both modes of a service, each with a probe app of its own.
 func modes(t *testing.T, f func(t *testing.T, mode leapcell.Mode, s *harness.Service)) {
 	for _, mode := range []leapcell.Mode{leapcell.Serverless, leapcell.Persistent} {

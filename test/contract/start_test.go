@@ -13,8 +13,10 @@ import (
 	"github.com/leapcell/leapcell/test/harness"
 )
 
-func TestMust_LC1_StartCommandRunsThroughBash(t *testing.T) {
-	s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{StartCommand: `
+func TestMust_LC1_StartCommandRunsThroughBash(t *testing.T) { eachMode(t, startCommandRunsThroughBash) }
+
+func startCommandRunsThroughBash(t *testing.T, mode leapcell.Mode) {
+	s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{Mode: mode, StartCommand: `
 		set -e
 		export SEEN_BASH=$BASH_VERSION
 		export SEEN_DIR=$PWD
@@ -36,11 +38,13 @@ func TestMust_LC1_StartCommandRunsThroughBash(t *testing.T) {
 	}
 }
 
-func TestMust_LC2_PortIsSetAndWins(t *testing.T) {
+func TestMust_LC2_PortIsSetAndWins(t *testing.T) { eachMode(t, portIsSetAndWins) }
+
+func portIsSetAndWins(t *testing.T, mode leapcell.Mode) {
 	for name, port := range map[string]int{"default": 0, "of the service": 9123} {
 		t.Run(name, func(t *testing.T) {
 			s := harness.Get(t).Probe(t, harness.Spec{
-				Settings: leapcell.Settings{Port: port},
+				Settings: leapcell.Settings{Mode: mode, Port: port},
 				Env:      map[string]string{"PORT": "4711", "OTHER": "kept"},
 			})
 			want := "8080"
@@ -68,7 +72,9 @@ type life struct {
 	}
 }
 
-func TestMust_LC3_AnyAnswerOnAnyAddressIsListening(t *testing.T) {
+func TestMust_LC3_AnyAnswerOnAnyAddressIsListening(t *testing.T) { eachMode(t, anyAnswerIsListening) }
+
+func anyAnswerIsListening(t *testing.T, mode leapcell.Mode) {
 	for name, env := range map[string]map[string]string{
 		"loopback only":       {"LISTEN_ADDR": "127.0.0.1"},
 		"all IPv4 addresses":  {"LISTEN_ADDR": "0.0.0.0"},
@@ -77,7 +83,7 @@ func TestMust_LC3_AnyAnswerOnAnyAddressIsListening(t *testing.T) {
 		"answers with 200":    {"PROBE_STATUS": "200"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := harness.Get(t).Probe(t, harness.Spec{Env: env})
+			s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{Mode: mode}, Env: env})
 			var seen life
 			s.Read(t, "/life", &seen)
 			if len(seen.Probes) == 0 {
@@ -96,8 +102,10 @@ func TestMust_LC3_AnyAnswerOnAnyAddressIsListening(t *testing.T) {
 
 // The clause is a number. What is asserted are medians over many probes, with room for a
 // machine that has other things to do.
-func TestMust_LC4_ProbesComeQuickly(t *testing.T) {
-	s := harness.Get(t).Probe(t, harness.Spec{Env: map[string]string{"EARLY_CLOSE": "2500ms"}})
+func TestMust_LC4_ProbesComeQuickly(t *testing.T) { eachMode(t, probesComeQuickly) }
+
+func probesComeQuickly(t *testing.T, mode leapcell.Mode) {
+	s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{Mode: mode}, Env: map[string]string{"EARLY_CLOSE": "2500ms"}})
 	var seen life
 	s.Read(t, "/life", &seen)
 	if len(seen.Early) < 20 {
@@ -129,7 +137,9 @@ func TestMust_LC5_PortNotListening(t *testing.T) {
 	text := leapcell.PortNotListeningText(9123)
 	settings := leapcell.Settings{Port: 9123, StartTimeout: leapcell.Duration(time.Second)}
 
-	t.Run("deployment", func(t *testing.T) {
+	eachMode(t, func(t *testing.T, mode leapcell.Mode) {
+		settings := settings
+		settings.Mode = mode
 		s := harness.Get(t).Create(t, harness.Spec{Settings: settings, Env: map[string]string{"NO_LISTEN": "1"}})
 		d := s.TryDeploy(t)
 		if d.State != leapcell.Failed || d.Error == nil || d.Error.Code != leapcell.CodePortNotListening || !strings.Contains(d.Error.Message, text) {
@@ -152,8 +162,8 @@ func TestMust_LC6_ExitIsTheOwnersToKnow(t *testing.T) {
 	const cause = "config file is missing: db=internal-7"
 	broken := map[string]string{"EXIT_CODE": "7", "EXIT_STDERR": cause}
 
-	t.Run("owner", func(t *testing.T) {
-		s := harness.Get(t).Create(t, harness.Spec{Env: broken})
+	eachMode(t, func(t *testing.T, mode leapcell.Mode) {
+		s := harness.Get(t).Create(t, harness.Spec{Settings: leapcell.Settings{Mode: mode}, Env: broken})
 		d := s.TryDeploy(t)
 		if d.State != leapcell.Failed || d.Error == nil || d.Error.Code != leapcell.CodeStartExited {
 			t.Fatalf("the deployment is %s: %+v", d.State, d.Error)
