@@ -14,6 +14,9 @@ import (
 	"github.com/leapcell/leapcell"
 )
 
+// emulated says that the processor is: whatever is told by the clock comes late.
+var emulated = os.Getenv("LEAPCELL_TEST_EMULATED") != ""
+
 func TestServerlessSandbox(t *testing.T) {
 	onEach(t, func(t *testing.T, l Launcher) {
 		v := look(t, l, func(c *Config) { c.MemoryMB = 192 })
@@ -242,8 +245,9 @@ func TestCap(t *testing.T) {
 			}
 			return float64(after.CPUNanos-before.CPUNanos) / float64(time.Since(from)), after.Throttled - before.Throttled
 		}
-		// How much it gets depends on what else runs here; that nothing holds it back does not.
-		if cores, throttled := measure(300 * time.Millisecond); throttled > 3 {
+		// How much it gets depends on what else runs here; that nothing holds it back does not,
+		// unless the processor is emulated and its periods come late.
+		if cores, throttled := measure(300 * time.Millisecond); throttled > 3 && !emulated {
 			t.Errorf("it was held back %d times at %.2f cores before it was ready, want a whole core", throttled, cores)
 		}
 		if err := cell.SetReady(); err != nil {
@@ -357,7 +361,7 @@ func TestAdopt(t *testing.T) {
 		if !second.Frozen() || second.PID() != first.PID() {
 			t.Errorf("adopted: frozen %v, pid %d; want true, %d", second.Frozen(), second.PID(), first.PID())
 		}
-		if d := second.StartedAt().Sub(first.StartedAt()).Abs(); d > 500*time.Millisecond {
+		if d := second.StartedAt().Sub(first.StartedAt()).Abs(); d > 500*time.Millisecond && !emulated {
 			t.Errorf("the start is told %s apart", d)
 		}
 		if err := second.Signal(unix.SIGTERM); err != nil {

@@ -16,6 +16,9 @@ import (
 	"github.com/leapcell/leapcell"
 )
 
+// emptyLimit is how long killed processes may take to be gone.
+const emptyLimit = 2 * time.Second
+
 // cgroup2 is a group in the one hierarchy of version 2.
 type cgroup2 struct {
 	h          *hierarchy
@@ -75,7 +78,9 @@ func enableControllers(dir string) error {
 		return fmt.Errorf("read the cgroup controllers: %w", err)
 	}
 	available, enabled := strings.Fields(has), strings.Fields(on)
-	for _, c := range []string{"cpu", "memory", "pids", "cpuset"} {
+	// Memory first: a group with processes refuses it, where it would take the others and be of a
+	// kind that cells cannot be below.
+	for _, c := range []string{"memory", "cpu", "pids", "cpuset"} {
 		if slices.Contains(enabled, c) {
 			continue
 		}
@@ -85,7 +90,12 @@ func enableControllers(dir string) error {
 			}
 			return leapcell.Errorf(leapcell.CodeUnavailable, "cgroup %s has no controller %q: let systemd or the kernel command line enable it", dir, c)
 		}
-		if err := writeText(filepath.Join(dir, "cgroup.subtree_control"), "+"+c); err != nil {
+		err := writeText(filepath.Join(dir, "cgroup.subtree_control"), "+"+c)
+		if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EOPNOTSUPP) { // only the machine's own root may have both
+			return leapcell.Wrap(leapcell.CodeUnavailable, err, fmt.Sprintf("cgroup %s has processes, so groups below it cannot have the controller %q: "+
+				"in a container, start Nomad in a cgroup below that of the container", dir, c))
+		}
+		if err != nil {
 			return fmt.Errorf("enable the cgroup controller %s in %s: %w", c, dir, err)
 		}
 	}
@@ -96,7 +106,7 @@ func cpuMax(q time.Duration) string { return micros(q) + " " + micros(leapcell.C
 
 func (g *cgroup2) setQuota(q time.Duration) error { return writeText(g.file("cpu.max"), cpuMax(q)) }
 
-// freeze asks and then sleeps on cgroup.events until the kernel says that it is so.
+// freeze asks and then sleeps until the kernel says that it is so.
 func (g *cgroup2) freeze() error {
 	events, err := os.Open(g.file("cgroup.events"))
 	if err != nil {
@@ -106,32 +116,36 @@ func (g *cgroup2) freeze() error {
 	if err := writeText(g.file("cgroup.freeze"), "1"); err != nil {
 		return err
 	}
-	deadline := time.Now().Add(freezeLimit)
+	frozen, err := awaitEvent(events, "frozen 1", freezeLimit)
+	if err == nil && !frozen {
+		err = errors.Join(errFreezeTimeout, g.thaw())
+	}
+	return err
+}
+
+// awaitEvent sleeps until a line of cgroup.events is there, and reports whether it came.
+func awaitEvent(events *os.File, line string, limit time.Duration) (bool, error) {
+	deadline := time.Now().Add(limit)
+	buf := make([]byte, 128)
 	for {
-		frozen, err := isFrozen(events)
-		if err != nil || frozen {
-			return err
+		n, err := events.ReadAt(buf, 0)
+		if n == 0 {
+			return false, err
+		}
+		if strings.Contains("\n"+string(buf[:n]), "\n"+line) {
+			return true, nil
 		}
 		left := time.Until(deadline)
 		if left <= 0 {
-			return errors.Join(errFreezeTimeout, g.thaw())
+			return false, nil
 		}
 		// A change of the file is an exceptional condition. It may have come between the read
 		// and this call: the kernel then answers at once.
 		fds := []unix.PollFd{{Fd: int32(events.Fd()), Events: unix.POLLPRI}}
 		if _, err := unix.Poll(fds, int(left.Milliseconds())+1); err != nil && err != unix.EINTR {
-			return err
+			return false, err
 		}
 	}
-}
-
-func isFrozen(events *os.File) (bool, error) {
-	buf := make([]byte, 128)
-	n, err := events.ReadAt(buf, 0)
-	if n == 0 {
-		return false, err
-	}
-	return strings.Contains("\n"+string(buf[:n]), "\nfrozen 1"), nil
 }
 
 func (g *cgroup2) thaw() error { return writeText(g.file("cgroup.freeze"), "0") }
@@ -200,4 +214,14 @@ func (g *cgroup2) kill() error {
 	return nil
 }
 
-func (g *cgroup2) remove() error { return g.h.removeGroup(g.parent, g.id) }
+// remove sleeps until the last process is gone: until then the kernel refuses. Should one not
+// go, the refusal names the group.
+func (g *cgroup2) remove() error {
+	if events, err := os.Open(g.file("cgroup.events")); err == nil {
+		_, err = awaitEvent(events, "populated 0", emptyLimit)
+		if err := errors.Join(err, events.Close()); err != nil && !errors.Is(err, unix.ENODEV) {
+			return err
+		}
+	}
+	return g.h.removeGroup(g.parent, g.id)
+}

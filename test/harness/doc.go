@@ -19,7 +19,8 @@
 // Settings by environment: LEAPCELL_TEST_STATE (use this platform), LEAPCELL_TEST_KEEP=1
 // (leave the platform's folder), LEAPCELL_TEST_SHARED=1 (others use this machine too: look
 // only for leftovers that carry the platform's name), LEAPCELL_TEST_RUNTIME (the runtime the
-// probe app is deployed on, go by default).
+// probe app is deployed on, go by default), LEAPCELL_TEST_EMULATED=1 (the processor is
+// emulated: see [Allow]).
 //
 // Unlike the CLI and other users, the harness speaks HTTP to the API by itself: a mistake
 // that client and server have in common must not hide.

@@ -100,7 +100,11 @@ func kvmWorks(ctx context.Context, m machine) bool {
 
 // boot runs the machine until it switches itself off, and hands what it says to r.
 func (m machine) boot(ctx context.Context, r io.Writer) error {
-	cmd := m.command(ctx, "file:"+m.log, "")
+	argument := ""
+	if !m.kvm {
+		argument = wire.EmulatedArgument
+	}
+	cmd := m.command(ctx, "file:"+m.log, argument)
 	cmd.Stdout, cmd.Stderr = r, os.Stderr
 	err := start(cmd)()
 	if ctx.Err() != nil {

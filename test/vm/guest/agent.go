@@ -195,6 +195,9 @@ func run(job wire.Job, out *channel) int {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, job.Args[0], job.Args[1:]...)
 	cmd.Dir, cmd.Env = job.Dir, append([]string{path, "HOME=/root"}, job.Env...)
+	if line, _ := os.ReadFile("/proc/cmdline"); strings.Contains(string(line), wire.EmulatedArgument) {
+		cmd.Env = append(cmd.Env, wire.EmulatedVariable)
+	}
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: int(dir.Fd())}
 	cmd.WaitDelay = 5 * time.Second // for processes left behind that have our pipe

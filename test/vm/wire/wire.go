@@ -28,6 +28,13 @@ const ProbeText = "leapcell: this machine works"
 // ProbeArgument on the kernel's command line asks for that.
 const ProbeArgument = "leapcell.probe"
 
+// EmulatedArgument tells the tests that everything takes longer; they hear it by
+// EmulatedVariable.
+const (
+	EmulatedArgument = "leapcell.emulated"
+	EmulatedVariable = "LEAPCELL_TEST_EMULATED=1"
+)
+
 // Job is one command to run inside.
 type Job struct {
 	Name  string        `json:"name"`
