@@ -59,6 +59,13 @@ type rig struct {
 }
 
 func newRig(t *testing.T) *rig {
+	r := newRigWithoutAgent(t)
+	r.startAgent()
+	return r
+}
+
+// newRigWithoutAgent has the driver and a registry, and what an agent would need.
+func newRigWithoutAgent(t *testing.T) *rig {
 	nomad := os.Getenv("NOMAD_BIN")
 	if nomad == "" || os.Geteuid() != 0 {
 		t.Skip("needs root, and NOMAD_BIN: the path of a nomad program")
@@ -81,7 +88,6 @@ func newRig(t *testing.T) *rig {
 	r.write("registry.json", `{"address":"`+r.registry+`","username":"node","password":"x","insecure":true}`)
 	r.write("agent.hcl", r.config())
 	t.Cleanup(r.destroy)
-	r.startAgent()
 	return r
 }
 
@@ -91,6 +97,9 @@ data_dir = %q
 plugin_dir = %q
 bind_addr = "127.0.0.1"
 disable_update_check = true
+telemetry {
+  publish_allocation_metrics = true
+}
 advertise {
   http = "127.0.0.1"
   rpc = "127.0.0.1"
@@ -251,10 +260,11 @@ func (r *rig) image(repository string) string {
 	app := filepath.Join(r.dir, "app")
 	r.build("./testdata/app", app)
 	files := map[string]string{"usr/bin/bash": "/bin/bash", "app/app": app}
-	for _, tool := range []string{"/bin/cat", "/bin/mkdir", "/bin/sleep", "/usr/bin/id"} {
+	tools := []string{"/bin/sh", "/bin/cat", "/bin/mkdir", "/bin/sleep", "/usr/bin/id", "/usr/bin/head", "/bin/stty"}
+	for _, tool := range tools {
 		files["usr/bin/"+filepath.Base(tool)] = tool
 	}
-	out, err := exec.Command("ldd", "/bin/bash", "/bin/cat", "/bin/mkdir", "/usr/bin/id").Output()
+	out, err := exec.Command("ldd", append(tools, "/bin/bash")...).Output()
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -286,7 +296,7 @@ func (r *rig) image(repository string) string {
 	}
 	img, err := mutate.AppendLayers(empty.Image, layer)
 	if err == nil {
-		img, err = mutate.Config(img, v1.Config{WorkingDir: "/app", Env: []string{"PATH=/usr/bin:/bin"}})
+		img, err = mutate.Config(img, v1.Config{WorkingDir: "/app", Env: []string{"PATH=/usr/bin:/bin"}, Entrypoint: []string{"/app/app"}})
 	}
 	if err != nil {
 		r.t.Fatal(err)
