@@ -100,7 +100,7 @@ func TestMust_FS1_NothingElseIsWritable(t *testing.T) {
 // A working directory that is a link to an open descriptor of the runtime once led to the
 // machine's own tree (CVE-2024-21626).
 func TestMust_FS5_WorkingDirectoryIsInside(t *testing.T) {
-	for _, number := range []int{3, 7, 8, 9} {
+	for _, number := range []int{7, 8} {
 		t.Run(fmt.Sprint(number), func(t *testing.T) {
 			s := harness.Get(t).Create(t, harness.Spec{Settings: leapcell.Settings{StartTimeout: leapcell.Duration(5 * time.Second)}})
 			s.Set(t, leapcell.Settings{
@@ -224,14 +224,14 @@ type attack struct {
 func attacks(mode leapcell.Mode) []attack {
 	list := []attack{
 		{"/tmp", "what=disk&dir=/tmp", 300, 512, "ENOSPC"},
-		{"files in /tmp", "what=inodes&dir=/tmp&max=100000", 1000, 100000, ""},
+		{"files in /tmp", "what=inodes&dir=/tmp&max=20000", 1000, 20000, ""},
 		{"descriptors", "what=files", 500, 65536, "too many open files"},
 		{"log", "what=log&ms=3000", 1, 1 << 20, ""},
 	}
 	if mode == leapcell.Persistent {
 		list = append(list,
 			attack{"root", "what=allocated&dir=/app", 500, 10240, "ENOSPC"},
-			attack{"files in the root", "what=inodes&dir=/app&max=100000", 1000, 100000, ""})
+			attack{"files in the root", "what=inodes&dir=/app&max=20000", 1000, 20000, ""})
 	}
 	return list
 }
@@ -244,7 +244,7 @@ func TestMust_ID6_ForkBombStaysInside(t *testing.T) {
 		w := begin()
 		answered := make(chan error, 1)
 		go func() {
-			_, err := s.Visit(context.Background(), harness.Get(t).HTTP, "/exhaust?what=processes&ms=4000")
+			_, err := s.Visit(context.Background(), harness.Get(t).HTTP, "/exhaust?what=processes&ms=2000")
 			answered <- err
 		}()
 		most := 0
@@ -271,7 +271,7 @@ func TestMust_ID6_ForkBombStaysInside(t *testing.T) {
 func TestMust_ID6_LogsAreBounded(t *testing.T) {
 	s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{MemoryMB: 1769}})
 	var r struct{ Count int }
-	s.Read(t, "/exhaust?what=log&ms=3000", &r)
+	s.Read(t, "/exhaust?what=log&ms=5000", &r)
 	if r.Count < 25 {
 		t.Skipf("only %d MB were written: this machine is too slow to show anything", r.Count)
 	}
