@@ -2,6 +2,7 @@ package leapcell
 
 import (
 	"fmt"
+	"reflect"
 	"regexp"
 	"strings"
 	"time"
@@ -49,7 +50,15 @@ type Settings struct {
 	RequestTimeout Duration `json:"requestTimeout,omitempty"` // at most the contract's 15 minutes
 	DormantAfter   Duration `json:"dormantAfter,omitempty"`
 	ScaleInDelay   Duration `json:"scaleInDelay,omitempty"`
+
+	// Requests that the edge answers with 204, and that neither wake the service nor keep it
+	// awake: paths, exact or with * at the end, and parts of a User-Agent.
+	IgnorePaths  []string `json:"ignorePaths,omitempty"`
+	IgnoreAgents []string `json:"ignoreAgents,omitempty"`
 }
+
+// IsZero reports whether nothing is set.
+func (s Settings) IsZero() bool { return reflect.ValueOf(s).IsZero() }
 
 // Over gives s with the fields it leaves unset taken from base.
 func (s Settings) Over(base Settings) Settings {
@@ -67,6 +76,12 @@ func (s Settings) Over(base Settings) Settings {
 	pick(&out.RequestTimeout, s.RequestTimeout)
 	pick(&out.DormantAfter, s.DormantAfter)
 	pick(&out.ScaleInDelay, s.ScaleInDelay)
+	if s.IgnorePaths != nil {
+		out.IgnorePaths = s.IgnorePaths
+	}
+	if s.IgnoreAgents != nil {
+		out.IgnoreAgents = s.IgnoreAgents
+	}
 	return out
 }
 
@@ -121,8 +136,31 @@ func (s Settings) Validate() error {
 			return err
 		}
 	}
+	if err := s.validateIgnored(); err != nil {
+		return err
+	}
 	if s.MinInstances != 0 && s.MaxInstances != 0 && s.MinInstances > s.MaxInstances {
 		return Errorf(CodeInvalid, "minInstances is %d: it must not be over maxInstances, which is %d", s.MinInstances, s.MaxInstances)
+	}
+	return nil
+}
+
+// maxIgnored bounds either list: the edge goes through it for each request.
+const maxIgnored = 20
+
+func (s Settings) validateIgnored() error {
+	if len(s.IgnorePaths) > maxIgnored || len(s.IgnoreAgents) > maxIgnored {
+		return Errorf(CodeInvalid, "ignorePaths has %d entries and ignoreAgents %d: at most %d are allowed in each", len(s.IgnorePaths), len(s.IgnoreAgents), maxIgnored)
+	}
+	for _, p := range s.IgnorePaths {
+		if !strings.HasPrefix(p, "/") || p == "/*" || strings.Contains(strings.TrimSuffix(p, "*"), "*") {
+			return Errorf(CodeInvalid, "ignorePaths has %q: a path begins with /, may have one * at its end, and cannot be all of them", p)
+		}
+	}
+	for _, agent := range s.IgnoreAgents {
+		if len(agent) < 3 {
+			return Errorf(CodeInvalid, "ignoreAgents has %q: at least three characters are needed", agent)
+		}
 	}
 	return nil
 }

@@ -16,10 +16,10 @@ func TestSettingsOverTakesWhatIsSet(t *testing.T) {
 	got := leapcell.Settings{MemoryMB: 512, StartTimeout: leapcell.Duration(time.Second)}.Over(base)
 	want := base
 	want.MemoryMB, want.StartTimeout = 512, leapcell.Duration(time.Second)
-	if got != want {
+	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
-	if again := (leapcell.Settings{}).Over(got); again != got {
+	if again := (leapcell.Settings{}).Over(got); !reflect.DeepEqual(again, got) {
 		t.Errorf("nothing set changed something: %+v", again)
 	}
 }
@@ -32,11 +32,13 @@ func TestSettingsOverKnowsEveryField(t *testing.T) {
 		switch f := v.Field(i); f.Kind() {
 		case reflect.String:
 			f.SetString("x")
+		case reflect.Slice:
+			f.Set(reflect.ValueOf([]string{"x"}))
 		default:
 			f.SetInt(int64(i + 1))
 		}
 	}
-	if got := full.Over(leapcell.Settings{}); got != full {
+	if got := full.Over(leapcell.Settings{}); !reflect.DeepEqual(got, full) {
 		t.Errorf("got  %+v\nwant %+v", got, full)
 	}
 }
@@ -56,6 +58,12 @@ func TestSettingsValidate(t *testing.T) {
 		"nothing set":        {leapcell.Settings{}, nil},
 		"smallest":           {leapcell.Settings{MemoryMB: 128, Port: 1}, nil},
 		"largest":            {leapcell.Settings{MemoryMB: 7076, Port: 65535, Concurrency: 1000}, nil},
+		"ignored requests":   {leapcell.Settings{IgnorePaths: []string{"/healthz", "/bots/*"}, IgnoreAgents: []string{"Bot"}}, nil},
+		"everything ignored": {leapcell.Settings{IgnorePaths: []string{"/*"}}, []string{"ignorePaths", "/*"}},
+		"no path":            {leapcell.Settings{IgnorePaths: []string{"healthz"}}, []string{"ignorePaths", "healthz"}},
+		"two wildcards":      {leapcell.Settings{IgnorePaths: []string{"/a*b*"}}, []string{"ignorePaths", "/a*b*"}},
+		"any agent":          {leapcell.Settings{IgnoreAgents: []string{"M"}}, []string{"ignoreAgents", "M"}},
+		"too many ignored":   {leapcell.Settings{IgnorePaths: make([]string, 21)}, []string{"ignorePaths", "21", "20"}},
 		"memory too small":   {leapcell.Settings{MemoryMB: 127}, []string{"memory", "127", "128", "7076"}},
 		"memory too large":   {leapcell.Settings{MemoryMB: 7077}, []string{"memory", "7077", "7076"}},
 		"port too large":     {leapcell.Settings{Port: 65536}, []string{"port", "65536"}},

@@ -27,6 +27,7 @@ func Route(namespace string, svc leapcell.Service, dep leapcell.Deployment) leap
 		StartTimeout: set.StartTimeout,
 		DormantAfter: set.DormantAfter,
 		ScaleInDelay: set.ScaleInDelay,
+		Ignore:       leapcell.Ignore{Paths: set.IgnorePaths, Agents: set.IgnoreAgents},
 	}
 }
 

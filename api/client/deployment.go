@@ -103,6 +103,25 @@ func (c *Client) Rollback(ctx context.Context, nameOrID, deployment string) (lea
 	return d, err
 }
 
+type traffic struct {
+	Split *leapcell.Split `json:"split"`
+}
+
+// Traffic is the part of the requests that a former deployment gets, nil for none.
+func (c *Client) Traffic(ctx context.Context, nameOrID string) (*leapcell.Split, error) {
+	var t traffic
+	err := c.call(ctx, http.MethodGet, "/v1/services/"+escape(nameOrID)+"/traffic", nil, &t)
+	return t.Split, err
+}
+
+// Split sends percent of the requests to a former deployment; 0 ends it.
+func (c *Client) Split(ctx context.Context, nameOrID, deployment string, percent int) (*leapcell.Split, error) {
+	var t traffic
+	err := c.call(ctx, http.MethodPut, "/v1/services/"+escape(nameOrID)+"/traffic",
+		map[string]any{"deployment": deployment, "percent": percent}, &t)
+	return t.Split, err
+}
+
 const (
 	pollLength = 60 * time.Second // of one long poll
 	waitOutage = 60 * time.Second // how long the API may be away while somebody waits

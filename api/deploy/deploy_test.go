@@ -740,6 +740,9 @@ func TestSplit(t *testing.T) {
 	if w.vars["leapcell/routes/shop-x"] != "shop-2" || w.vars["leapcell/routes/shop-x/1"] != "shop-1" || w.vars["leapcell/routes/shop-x/2"] != "shop-2" {
 		t.Errorf("routes: %v", w.vars)
 	}
+	if got, err := d.Traffic(t.Context(), svc); err != nil || got == nil || *got != *split {
+		t.Errorf("in effect is %+v, %v", got, err)
+	}
 	if split, err := d.Split(t.Context(), svc, "", 0); split != nil || err != nil {
 		t.Errorf("ended: %+v, %v", split, err)
 	}

@@ -54,6 +54,8 @@ type Nomad interface {
 	// FailedPlacement says why Nomad finds no node for the job; nil when it does not say.
 	FailedPlacement(ctx context.Context, job string) (*api.AllocationMetric, error)
 	PutVariable(ctx context.Context, path string, value []byte) (index uint64, err error)
+	// Variable gives what was put there, else CodeNotFound.
+	Variable(ctx context.Context, path string) ([]byte, error)
 	DeleteVariable(ctx context.Context, path string) error
 	Logs(ctx context.Context, o nomad.LogOptions) (io.ReadCloser, error)
 }

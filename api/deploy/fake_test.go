@@ -35,7 +35,8 @@ type world struct {
 	env     map[string]int // versions
 	applied map[string]int
 	jobs    map[string]*fakeJob
-	vars    map[string]string
+	vars    map[string]string // deployments by path
+	values  map[string][]byte
 	writes  []string // of the route variable: deployments in order
 	images  map[string]string
 	allocs  int
@@ -73,7 +74,7 @@ func (j *fakeJob) stopped() bool { return j.job.Stop != nil && *j.job.Stop }
 func newWorld(t *testing.T) *world {
 	w := &world{
 		t: t, dir: t.TempDir(), svc: map[string]leapcell.Service{}, deps: map[string]leapcell.Deployment{},
-		env: map[string]int{}, applied: map[string]int{}, jobs: map[string]*fakeJob{}, vars: map[string]string{},
+		env: map[string]int{}, applied: map[string]int{}, jobs: map[string]*fakeJob{}, vars: map[string]string{}, values: map[string][]byte{},
 		images: map[string]string{}, index: 10, changed: make(chan struct{}), logs: map[string]string{}, asked: make(chan struct{}, 100),
 		nodes: 2, reads: api.AllocClientStatusComplete,
 		build: goodBuild, start: func(*world, *api.AllocationListStub) {},
@@ -560,12 +561,23 @@ func (v *view) PutVariable(ctx context.Context, path string, value []byte) (uint
 		if err != nil {
 			return err
 		}
-		v.vars[path] = route.Deployment
+		v.vars[path], v.values[path] = route.Deployment, value
 		if !route.Preview {
 			v.writes = append(v.writes, route.Deployment)
 		}
 		return nil
 	})
+}
+
+func (v *view) Variable(ctx context.Context, path string) (out []byte, err error) {
+	err = v.nomad(ctx, "Variable", func() error {
+		var ok bool
+		if out, ok = v.values[path]; !ok {
+			return notFound(path)
+		}
+		return nil
+	})
+	return out, err
 }
 
 func (v *view) DeleteVariable(ctx context.Context, path string) error {

@@ -66,6 +66,19 @@ func (d *Deployer) splitTo(ctx context.Context, svc leapcell.Service, id string,
 	return &leapcell.Split{Deployment: id, Host: preview.Hosts[0], Percent: percent}, nil
 }
 
+// Traffic is the split in effect, nil for none.
+func (d *Deployer) Traffic(ctx context.Context, svc leapcell.Service) (*leapcell.Split, error) {
+	b, err := d.cfg.Nomad.Variable(ctx, leapcell.RoutesPrefix+svc.ID)
+	if leapcell.ErrorCode(err) == leapcell.CodeNotFound {
+		return nil, nil // nothing was live yet
+	}
+	if err != nil {
+		return nil, err
+	}
+	route, err := leapcell.ParseRoute(b)
+	return route.Split, err
+}
+
 // put writes a route and gives Nomad's index of it.
 func (d *Deployer) put(ctx context.Context, path string, route leapcell.Route) (uint64, error) {
 	b, err := json.Marshal(route)

@@ -204,6 +204,44 @@ func (s *Server) rollback(c *gin.Context) error {
 	return nil
 }
 
+// traffic is the body of an answer about it.
+type traffic struct {
+	Split *leapcell.Split `json:"split"`
+}
+
+func (s *Server) getTraffic(c *gin.Context) error {
+	svc, err := s.service(c)
+	if err != nil {
+		return err
+	}
+	split, err := s.cfg.Deployer.Traffic(c.Request.Context(), svc)
+	if err != nil {
+		return err
+	}
+	c.JSON(http.StatusOK, traffic{split})
+	return nil
+}
+
+func (s *Server) putTraffic(c *gin.Context) error {
+	var in struct {
+		Deployment string `json:"deployment"`
+		Percent    int    `json:"percent"`
+	}
+	if err := readJSON(c, &in, false); err != nil {
+		return err
+	}
+	svc, err := s.service(c)
+	if err != nil {
+		return err
+	}
+	split, err := s.cfg.Deployer.Split(c.Request.Context(), svc, in.Deployment, in.Percent)
+	if err != nil {
+		return err
+	}
+	c.JSON(http.StatusOK, traffic{split})
+	return nil
+}
+
 func (s *Server) deploymentLog(c *gin.Context) error {
 	follow, err := boolQuery(c, "follow")
 	if err != nil {

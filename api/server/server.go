@@ -73,6 +73,10 @@ type Deployer interface {
 	Submit(ctx context.Context, svc leapcell.Service, src leapcell.Source, archive io.Reader) (leapcell.Deployment, error)
 	// Rollback makes a former deployment live again; "" means the last superseded one.
 	Rollback(ctx context.Context, svc leapcell.Service, deploymentID string) (leapcell.Deployment, error)
+	// Split sends percent of the requests to a former deployment; 0 ends it.
+	Split(ctx context.Context, svc leapcell.Service, deploymentID string, percent int) (*leapcell.Split, error)
+	// Traffic is the split in effect, nil for none.
+	Traffic(ctx context.Context, svc leapcell.Service) (*leapcell.Split, error)
 	// Cancel stops a deployment that is not done.
 	Cancel(ctx context.Context, id string) error
 	// DeleteService removes the service's route, jobs and images. It may be repeated.

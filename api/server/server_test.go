@@ -74,6 +74,18 @@ func (p *platform) Submit(_ context.Context, svc leapcell.Service, src leapcell.
 	return p.store.CreateDeployment(context.Background(), svc.ID, src, svc.Settings)
 }
 
+func (p *platform) Split(_ context.Context, svc leapcell.Service, id string, percent int) (*leapcell.Split, error) {
+	p.calls = append(p.calls, fmt.Sprintf("split %s %s %d", svc.Name, id, percent))
+	if percent == 0 {
+		return nil, nil
+	}
+	return &leapcell.Split{Deployment: id, Percent: percent}, nil
+}
+
+func (p *platform) Traffic(context.Context, leapcell.Service) (*leapcell.Split, error) {
+	return &leapcell.Split{Deployment: "python-1", Percent: 5}, nil
+}
+
 func (p *platform) Rollback(_ context.Context, svc leapcell.Service, id string) (leapcell.Deployment, error) {
 	p.called("rollback %s %q", svc.Name, id)
 	return leapcell.Deployment{ID: svc.Name + "-1"}, nil
@@ -379,6 +391,16 @@ func TestDeployFromGit(t *testing.T) {
 	if err != nil || len(all) != 1 {
 		t.Errorf("%v, %v", all, err)
 	}
+	if split, err := p.client.Traffic(t.Context(), "python"); err != nil || split == nil || split.Percent != 5 {
+		t.Errorf("traffic: %+v, %v", split, err)
+	}
+	if split, err := p.client.Split(t.Context(), "python", "python-1", 10); err != nil || split == nil || split.Percent != 10 || fmt.Sprint(p.calls) != `[split python python-1 10]` {
+		t.Errorf("%+v, %v, %v", split, err, p.calls)
+	}
+	if split, err := p.client.Split(t.Context(), "python", "", 0); err != nil || split != nil {
+		t.Errorf("ended: %+v, %v", split, err)
+	}
+	p.calls = nil
 	if _, err := p.client.Rollback(t.Context(), "python", ""); err != nil || fmt.Sprint(p.calls) != `[rollback python ""]` {
 		t.Errorf("rollback: %v, %v", err, p.calls)
 	}

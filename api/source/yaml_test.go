@@ -1,6 +1,7 @@
 package source
 
 import (
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -36,7 +37,7 @@ scaleInDelay: 30s
 		StartTimeout: leapcell.Duration(20 * time.Second), RequestTimeout: leapcell.Duration(time.Minute),
 		DormantAfter: leapcell.Duration(time.Hour), ScaleInDelay: leapcell.Duration(30 * time.Second),
 	}
-	if got != want {
+	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v\nwant %+v", got, want)
 	}
 }
@@ -49,7 +50,7 @@ func TestParseSettingsSizes(t *testing.T) {
 		}
 	}
 	for _, empty := range []string{"", "# nothing\n", "---\n", "port:\n"} {
-		if got, err := ParseSettings(ConfigFile, []byte(empty)); err != nil || got != (leapcell.Settings{}) {
+		if got, err := ParseSettings(ConfigFile, []byte(empty)); err != nil || !got.IsZero() {
 			t.Errorf("%q: %+v, %v", empty, got, err)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -92,7 +93,7 @@ func testServiceRoundTrip(t *testing.T, s *Store) {
 			t.Errorf("times are %v and %v", got.CreatedAt, got.UpdatedAt)
 		}
 		got.CreatedAt, got.UpdatedAt = time.Time{}, time.Time{}
-		if got != want {
+		if !reflect.DeepEqual(got, want) {
 			t.Errorf("by %q:\n got %+v\nwant %+v", key, got, want)
 		}
 	}

@@ -22,6 +22,7 @@ type settingFlags struct {
 	runtime, build, start, mode, memory                      string
 	port, minInstances, maxInstances, concurrency            int
 	startTimeout, requestTimeout, dormantAfter, scaleInDelay time.Duration
+	ignorePaths, ignoreAgents                                []string
 }
 
 func (f *settingFlags) register(cmd *cobra.Command) {
@@ -39,6 +40,8 @@ func (f *settingFlags) register(cmd *cobra.Command) {
 	fl.DurationVar(&f.requestTimeout, "request-timeout", 0, "how long one request may take; default 15m")
 	fl.DurationVar(&f.dormantAfter, "dormant-after", 0, "without visits for so long it has no instances; default 30m")
 	fl.DurationVar(&f.scaleInDelay, "scale-in-delay", 0, "how long an instance too many stays; default 1m")
+	fl.StringSliceVar(&f.ignorePaths, "ignore-paths", nil, "paths that the edge answers with 204 and that wake nothing, such as /healthz or /bots/*")
+	fl.StringSliceVar(&f.ignoreAgents, "ignore-agents", nil, "the same for parts of a User-Agent, such as UptimeRobot")
 	none := cobra.ShellCompDirectiveNoFileComp
 	_ = cmd.RegisterFlagCompletionFunc("runtime", cobra.FixedCompletions([]string{"python", "node", "go", "rust"}, none))
 	_ = cmd.RegisterFlagCompletionFunc("mode", cobra.FixedCompletions([]string{"serverless", "persistent"}, none))
@@ -50,6 +53,7 @@ func (f *settingFlags) settings(*cobra.Command) (leapcell.Settings, error) {
 		MinInstances: f.minInstances, MaxInstances: f.maxInstances, Concurrency: f.concurrency,
 		StartTimeout: leapcell.Duration(f.startTimeout), RequestTimeout: leapcell.Duration(f.requestTimeout),
 		DormantAfter: leapcell.Duration(f.dormantAfter), ScaleInDelay: leapcell.Duration(f.scaleInDelay),
+		IgnorePaths: f.ignorePaths, IgnoreAgents: f.ignoreAgents,
 	}
 	var err error
 	if s.MemoryMB, err = parseMemory(f.memory); err != nil {
@@ -180,7 +184,7 @@ func ensureService(ctx context.Context, c *client.Client, name string, settings 
 		}
 		service, err = c.Service(ctx, name) // somebody else was faster
 	}
-	if err != nil || settings == (leapcell.Settings{}) {
+	if err != nil || settings.IsZero() {
 		return service, err
 	}
 	return c.UpdateService(ctx, service.ID, settings)

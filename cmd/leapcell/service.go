@@ -14,7 +14,7 @@ import (
 func (a *app) serviceCommands() []*cobra.Command {
 	return []*cobra.Command{
 		a.deployCommand(), a.servicesCommand(), a.serviceCommand(), a.deploymentsCommand(), a.deploymentCommand(),
-		a.logsCommand(), a.usageCommand(), a.envCommand(), a.rollbackCommand(), a.deleteCommand(),
+		a.logsCommand(), a.usageCommand(), a.envCommand(), a.rollbackCommand(), a.trafficCommand(), a.deleteCommand(),
 	}
 }
 
@@ -107,7 +107,7 @@ func (a *app) serviceSetCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if settings == (leapcell.Settings{}) {
+			if settings.IsZero() {
 				return leapcell.Errorf(leapcell.CodeInvalid, "nothing to set: see `leapcell service set --help`")
 			}
 			c, err := a.client()
