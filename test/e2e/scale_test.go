@@ -35,7 +35,7 @@ func TestColdStartAfterDormancy(t *testing.T) {
 
 func TestColdServiceStartsOnceForTwoHundred(t *testing.T) {
 	p := harness.Get(t)
-	for _, delay := range []string{"0s", "300ms"} {
+	for _, delay := range []string{"0s", "300ms", "3s"} {
 		crowd(t, p.Probe(t, harness.Spec{Env: map[string]string{"LISTEN_DELAY": delay}}))
 	}
 }
