@@ -141,6 +141,7 @@ func TestSupervisorChanges(t *testing.T) {
 	t.Run("upgrade under load", func(t *testing.T) { r.upgradeUnderLoad(t, instances) })
 	t.Run("killed under load", func(t *testing.T) { r.killedUnderLoad(t, instances) })
 	t.Run("killed in the middle of a handover", func(t *testing.T) { r.killedInHandover(t, instances) })
+	t.Run("killed in the middle of starts", func(t *testing.T) { r.killedInStarts(t, config) })
 	t.Run("nothing was replaced", func(t *testing.T) {
 		for _, a := range instances {
 			now, _, err := r.client.Allocations().Info(a.ID, nil)
@@ -247,6 +248,33 @@ func (r *rig) killedInHandover(t *testing.T, instances []*api.Allocation) {
 		r.until("one supervisor with all tasks", func() bool { return r.health().Tasks >= len(instances) })
 		go func() { _ = next.Wait() }()
 	}
+}
+
+// killedInStarts: wherever the start was, Nomad gets it done, and nothing of the first try is left.
+func (r *rig) killedInStarts(t *testing.T, config map[string]any) {
+	for i := range 6 {
+		alloc := r.run(fmt.Sprintf("shop-2%d", i), "service", config)
+		time.Sleep(time.Duration(i*i) * 4 * time.Millisecond) // another step each time
+		_ = syscall.Kill(r.health().PID, syscall.SIGKILL)
+		r.until("an answer", func() bool { return ask(http.DefaultClient, address(alloc), "/", "hello from 1\n") == nil })
+	}
+	r.until("folders of living tasks only", func() bool {
+		c := supervisor.NewClient(r.node.Socket())
+		defer c.Close()
+		list, err := c.List(context.Background())
+		if err != nil {
+			return false
+		}
+		living := 0
+		for _, s := range list {
+			if s.State != supervisor.Exited {
+				living++
+			}
+		}
+		folders, _ := os.ReadDir(r.node.RunDir() + "/tasks")
+		mounts, _ := os.ReadFile("/proc/mounts")
+		return len(folders) == living && strings.Count(string(mounts), r.node.RunDir()+"/tasks/") == living
+	})
 }
 
 // lostReply stops the supervisor until the plugin has given up waiting for its answer.
