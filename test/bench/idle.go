@@ -109,7 +109,7 @@ func copyOf(service *harness.Service, job *nomad.Job, i, port int, domain string
 	j.ID, j.Name, j.Version, j.Meta = &id, &id, nil, nil
 	g := *job.TaskGroups[0]
 	g.Count = new(int)
-	g.EphemeralDisk = &nomad.EphemeralDisk{SizeMB: new(10)}
+	g.EphemeralDisk = &nomad.EphemeralDisk{SizeMB: new(25)} // more than its logs
 	g.Networks = []*nomad.NetworkResource{{ReservedPorts: []nomad.Port{{Label: leapcell.PortLabel, Value: port}}}}
 	task := *g.Tasks[0]
 	task.Resources = &nomad.Resources{CPU: new(1), MemoryMB: new(idleMemoryMB)}
