@@ -36,6 +36,7 @@ func (h *Handler) exchange(w http.ResponseWriter, r *http.Request, s *service, g
 	x := &exchange{h: h, w: w, r: r, conn: conn, slot: got, call: c, service: s}
 	// A visitor who leaves ends the exchange: what blocks on the connection returns.
 	stop := context.AfterFunc(r.Context(), func() { conn.SetDeadline(time.Unix(1, 0)) })
+	c.visit.Instance = got.in.id
 	result := x.run()
 	if !stop() {
 		x.keep = false // its deadline is in the past
@@ -50,10 +51,12 @@ func (h *Handler) exchange(w http.ResponseWriter, r *http.Request, s *service, g
 		s.avoid(got.in, true)
 		return true
 	case gateBroke:
+		c.visit.Aborted = x.answered
 		if r.Context().Err() != nil {
 			return false
 		}
 		h.sums.broken.Add(1)
+		c.visit.Broken, c.visit.Refused = true, reasonBroken
 		h.cfg.Log.Warn("the connection to an instance broke", "service", s.id, "instance", got.in.id,
 			"request", r.Header.Get(headerRequestID), "answered", x.answered, "error", x.err)
 		if x.answered {
@@ -233,8 +236,12 @@ func (x *exchange) passAnswer(resp *http.Response, hasBody bool) result {
 		x.service.served()
 	}
 	x.setHead(resp)
+	visit := &x.call.visit
+	visit.Status, visit.Refused = resp.StatusCode, code
 	if x.call.cold || timing != "" {
-		x.w.Header().Add("Server-Timing", coldPhases(x.call, x.slot, parseTiming(timing), firstByte).String())
+		visit.Cold, visit.Timed = true, !gateFailed
+		visit.Phases = coldPhases(x.call, x.slot, parseTiming(timing), firstByte)
+		x.w.Header().Add("Server-Timing", visit.Phases.String())
 	}
 	if hasBody && x.r.ProtoMajor == 1 && (x.body == nil || !x.body.read.Load()) {
 		// The answer came first: what follows on the visitor's connection is not known to
@@ -293,7 +300,9 @@ func (x *exchange) copyBody(resp *http.Response) error {
 			if !first || resp.ContentLength < 0 {
 				pace.begin()
 			}
-			if _, werr := x.w.Write(buf[:n]); werr != nil {
+			n, werr := x.w.Write(buf[:n])
+			x.call.visit.Bytes += int64(n)
+			if werr != nil {
 				return werr
 			}
 		}
@@ -342,10 +351,10 @@ func (x *exchange) refuseBroken() {
 		x.w.Header()["Connection"] = []string{"close"}
 	}
 	if x.body != nil && x.body.malformed.Load() {
-		refuseBody.write(x.w, x.r)
+		x.call.refuse(refuseBody, x.w, x.r)
 		return
 	}
-	refuseCrashed.write(x.w, x.r)
+	x.call.refuse(refuseCrashed, x.w, x.r)
 }
 
 // switchProtocols joins the visitor's connection and the gate's (WebSocket).
@@ -359,6 +368,7 @@ func (x *exchange) switchProtocols(resp *http.Response, protocol string) result 
 	}
 	defer visitor.Close()
 	x.answered = true
+	x.call.visit.Status = resp.StatusCode
 	visitor.SetDeadline(time.Time{})
 	dropHopByHop(resp.Header)
 	dropPlatform(resp.Header)
@@ -386,7 +396,7 @@ func (x *exchange) switchProtocols(resp *http.Response, protocol string) result 
 			x.conn.Close()
 		}
 	})
-	_, _ = io.Copy(visitor, x.conn.r)
+	x.call.visit.Bytes, _ = io.Copy(visitor, x.conn.r)
 	visitor.Close()
 	x.conn.Close()
 	up.Wait()

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/leapcell/leapcell"
@@ -45,7 +44,9 @@ type Config struct {
 	Dial func(ctx context.Context, address string) (net.Conn, error)
 	// QueueLimit bounds the requests held for one service; the default is the contract's.
 	QueueLimit int
-	Log        *slog.Logger
+	// Observer hears of each request; nil for nobody.
+	Observer Observer
+	Log      *slog.Logger
 }
 
 // Handler is the middleware. It outlives Traefik's reloads: routers come and go, the
@@ -80,24 +81,27 @@ func New(cfg Config) *Handler {
 
 // ServeHTTP answers one request.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	arrived := time.Now()
+	call := &call{arrived: time.Now()}
+	if h.cfg.Observer != nil {
+		defer h.observe(r, call)
+	}
 	if dubiousFraming(r) {
 		w.Header()["Connection"] = []string{"close"}
 	}
 	if no := checkLimits(r); no != nil {
-		no.write(w, r)
+		call.refuse(no, w, r)
 		return
 	}
-	host := Host(r.Host)
-	route, no := h.route(r.Context(), host, r.URL.Path)
+	call.host, call.path = Host(r.Host), r.URL.Path
+	route, no := h.route(r.Context(), call.host, call.path)
+	call.route = route
 	if no == nil && route.Ignores(r.URL.Path, r.UserAgent()) {
 		no = refuseIgnored
 	}
 	if no != nil {
-		no.write(w, r)
+		call.refuse(no, w, r)
 		return
 	}
-	call := &call{host: host, path: r.URL.Path, route: route, arrived: arrived}
 	h.split(call)
 	prepare(r, call)
 	s := h.service(call.route)
@@ -108,7 +112,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		slot, no := s.acquire(r.Context(), call)
 		if no != nil {
 			h.sums.rejected.Add(1)
-			no.write(w, r)
+			call.refuse(no, w, r)
 			return
 		}
 		if !h.try(w, r, s, slot, call) {
@@ -181,28 +185,6 @@ func (h *Handler) Close() {
 		s.(*service).close()
 		return true
 	})
-}
-
-// sums are the running totals behind [Counters].
-type sums struct {
-	requests, wakes, held, retries, rejected, broken atomic.Int64
-}
-
-// Counters are totals since the edge started.
-type Counters struct {
-	Requests int64 // that found a service
-	Wakes    int64 // calls that asked for the first instance of a deployment
-	Held     int64 // requests that waited for a slot
-	Retries  int64 // requests that moved on after a dial error or a gate that was gone
-	Rejected int64 // refused because of a limit, or after waiting in vain
-	Broken   int64 // exchanges in which the gate's connection failed
-}
-
-// Counters reads the totals.
-func (h *Handler) Counters() Counters {
-	s := &h.sums
-	return Counters{Requests: s.requests.Load(), Wakes: s.wakes.Load(), Held: s.held.Load(),
-		Retries: s.retries.Load(), Rejected: s.rejected.Load(), Broken: s.broken.Load()}
 }
 
 // LoadChanged gets a value when the load of any service may have changed since the last

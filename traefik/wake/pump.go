@@ -107,6 +107,9 @@ func (s *service) ask(route *leapcell.Route) {
 	ctx, cancel := context.WithTimeout(context.Background(), scaleTimeout)
 	defer cancel()
 	s.h.sums.wakes.Add(1)
+	if o := s.h.cfg.Observer; o != nil {
+		o.Woke(route)
+	}
 	err := s.h.cfg.Scaler.Wake(ctx, route)
 
 	s.mu.Lock()

@@ -29,6 +29,7 @@ type call struct {
 	arrived time.Time
 	retries int
 	cold    bool // it waited for a start
+	visit   Visit
 
 	protocol string // the visitor wants to change to, "" for none
 	trailers bool   // the visitor understands trailers
@@ -133,6 +134,7 @@ func (s *service) acquire(ctx context.Context, c *call) (*slot, *refusal) {
 	} else {
 		place = s.queue.PushBack(w)
 		s.h.sums.held.Add(1)
+		c.visit.Held = true
 	}
 	s.startPump()
 	s.mu.Unlock()

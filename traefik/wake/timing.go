@@ -6,33 +6,34 @@ import (
 	"time"
 )
 
-// The phases of a cold request, in order of time:
+// Phases are those of a cold request, in order of time; together they are the time until the
+// first byte of the answer:
 //
 //	queue     until somebody asked Nomad for an instance, and for a free slot of it
 //	schedule  until the gate of the instance could be dialled
 //	sandbox   until the gate had started the app (the gate's own clock)
 //	app       until the app answered its probe (the gate's own clock)
 //	proxy     the rest until the first byte of the answer
-type phases struct {
-	queue, schedule, sandbox, app, proxy time.Duration
+type Phases struct {
+	Queue, Schedule, Sandbox, App, Proxy time.Duration
 }
 
 // coldPhases splits the time from arrival to firstByte of a request that waited for a
 // start. A request that came late waited for a part of each phase only: what the gate says
 // of the start is cut to the time this request was there.
-func coldPhases(c *call, s *slot, gate gateTiming, firstByte time.Time) phases {
-	var p phases
+func coldPhases(c *call, s *slot, gate gateTiming, firstByte time.Time) Phases {
+	var p Phases
 	asked, dialled := later(s.asked, c.arrived), later(s.dialled, c.arrived)
 	if asked.After(dialled) { // the instance was there when this request came
 		asked = dialled
 	}
-	p.schedule = dialled.Sub(asked)
+	p.Schedule = dialled.Sub(asked)
 	given := later(s.given, c.arrived) // zero for a request that did not wait at the edge, but at the gate
-	p.queue = max(0, given.Sub(c.arrived)-p.schedule)
+	p.Queue = max(0, given.Sub(c.arrived)-p.Schedule)
 	rest := max(0, firstByte.Sub(given))
-	p.app = min(gate.app, rest)
-	p.sandbox = min(gate.sandbox, rest-p.app)
-	p.proxy = rest - p.app - p.sandbox
+	p.App = min(gate.app, rest)
+	p.Sandbox = min(gate.sandbox, rest-p.App)
+	p.Proxy = rest - p.App - p.Sandbox
 	return p
 }
 
@@ -44,7 +45,7 @@ func later(a, b time.Time) time.Time {
 }
 
 // String is the value of a Server-Timing header.
-func (p phases) String() string {
+func (p Phases) String() string {
 	b := make([]byte, 0, 96)
 	add := func(name string, d time.Duration) {
 		if len(b) > 0 {
@@ -54,11 +55,11 @@ func (p phases) String() string {
 		b = append(b, ";dur="...)
 		b = strconv.AppendFloat(b, float64(d)/float64(time.Millisecond), 'f', 1, 64)
 	}
-	add("queue", p.queue)
-	add("schedule", p.schedule)
-	add("sandbox", p.sandbox)
-	add("app", p.app)
-	add("proxy", p.proxy)
+	add("queue", p.Queue)
+	add("schedule", p.Schedule)
+	add("sandbox", p.Sandbox)
+	add("app", p.App)
+	add("proxy", p.Proxy)
 	return string(b)
 }
 
