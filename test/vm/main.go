@@ -46,7 +46,7 @@ const kernelClauses = `^TestMust_(CP|ID[12]|ID6_(Fork|Memory|OutOfMemory)|FS[345
 func main() {
 	c := config{}
 	flag.StringVar(&c.run, "run", kernelClauses, "the tests of the contract `whose names match`")
-	flag.StringVar(&c.jobs, "jobs", "", "only the jobs whose names contain one of these `words`, by commas: cell, gate, e2e, contract …")
+	flag.StringVar(&c.jobs, "jobs", "driver/,contract", "the jobs whose names contain one of these `words`, by commas: cell, gate, contract, e2e (the driver below Nomad alone) …")
 	flag.BoolVar(&c.verbose, "v", false, "show the output of all tests, not only that of failed ones")
 	flag.IntVar(&c.cpus, "cpus", 2, "processors of the virtual machine")
 	flag.IntVar(&c.memoryMB, "memory", 6144, "its memory in `MB`")
