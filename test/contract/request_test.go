@@ -15,28 +15,32 @@ import (
 
 func TestMust_RQ1_LongRequestIsEnded(t *testing.T) {
 	for _, mode := range []leapcell.Mode{leapcell.Serverless, leapcell.Persistent} {
-		s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{
-			Mode: mode, MaxInstances: 1, RequestTimeout: leapcell.Duration(1500 * time.Millisecond),
-		}})
-		before := instanceOf(t, s)
-		var wg sync.WaitGroup
-		var other harness.Reply
-		wg.Go(func() {
-			// Begins while the long one waits, ends after it was ended.
-			time.Sleep(700 * time.Millisecond)
-			other = s.Get(t, "/sleep?ms=1200")
-		})
-		long := s.Get(t, "/sleep?ms=20000")
-		wg.Wait()
-		if long.Status != http.StatusGatewayTimeout || !strings.HasPrefix(long.Body, "Request timed out after") {
-			t.Errorf("the long request got %d %q", long.Status, long.Body)
-		}
-		if other.Status != http.StatusOK || other.Err != nil {
-			t.Errorf("a shorter one beside it got %d %q %v", other.Status, other.Body, other.Err)
-		}
-		if after := instanceOf(t, s); after != before {
-			t.Errorf("instance %s was replaced by %s", before, after)
-		}
+		t.Run(string(mode), func(t *testing.T) { checkLongRequest(t, mode) })
+	}
+}
+
+func checkLongRequest(t *testing.T, mode leapcell.Mode) {
+	s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{
+		Mode: mode, MaxInstances: 1, RequestTimeout: leapcell.Duration(1500 * time.Millisecond),
+	}})
+	before := instanceOf(t, s)
+	var wg sync.WaitGroup
+	var other harness.Reply
+	wg.Go(func() {
+		// Begins while the long one waits, ends after it was ended.
+		time.Sleep(700 * time.Millisecond)
+		other = s.Get(t, "/sleep?ms=1200")
+	})
+	long := s.Get(t, "/sleep?ms=20000")
+	wg.Wait()
+	if long.Status != http.StatusGatewayTimeout || !strings.HasPrefix(long.Body, "Request timed out after") {
+		t.Errorf("the long request got %d %q", long.Status, long.Body)
+	}
+	if other.Status != http.StatusOK || other.Err != nil {
+		t.Errorf("a shorter one beside it got %d %q %v", other.Status, other.Body, other.Err)
+	}
+	if after := instanceOf(t, s); after != before {
+		t.Errorf("instance %s was replaced by %s", before, after)
 	}
 }
 
