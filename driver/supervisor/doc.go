@@ -4,7 +4,9 @@
 // in its state folder.
 //
 // Reading order: run.go plugs everything together; api.go is what the plugin may ask for;
-// task.go is the life of an instance, build.go that of a build.
+// task.go is the life of an instance, build.go that of a build. handover.go is how a new build
+// of the program takes the instances over from the running one; after a crash it is the same
+// without the first half.
 //
 //	plugin ──HTTP on a unix socket──► server.go ──► supervisor.go ──► task.go ──► gate, cell, image, network
 //	                                                                   ├─► env.go (Nomad variable, Vault)

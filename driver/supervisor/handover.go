@@ -161,7 +161,7 @@ func (s *Supervisor) linger(e *elder, tasks []*task) {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 			defer cancel()
 			t.gate.Close(ctx)
-			e.drop(t.req.ID)
+			e.release(t.req.ID)
 			if reap {
 				<-t.done
 			}
@@ -301,9 +301,6 @@ func (e *elder) release(id string) {
 		_ = e.peer.send(message{Kind: kindRelease, ID: id}, nil)
 	}
 }
-
-// drop is release for a gate that is over.
-func (e *elder) drop(id string) { e.release(id) }
 
 // exited reports the end of a process that was our child.
 func (e *elder) exited(id string, exit cell.Exit) {

@@ -138,13 +138,6 @@ func (c *claim) withdraw(err error) error {
 	return err
 }
 
-// socket is the listening socket that came for the task, or nil.
-func (c *claim) socket(id string) net.Listener {
-	l := c.sockets[id]
-	delete(c.sockets, id)
-	return l
-}
-
 func (c *claim) closeSockets() {
 	for id, l := range c.sockets {
 		_ = l.Close()
@@ -165,7 +158,7 @@ type guests struct {
 	held map[string]*gate.Gate
 }
 
-// adoptGuest keeps a task that is just being adopted awake for the former supervisor.
+// adopt keeps a task that is just being adopted awake for the former supervisor.
 func (g *guests) adopt(t *task) {
 	if err := t.gate.Hold(); err != nil {
 		t.log.Warn("requests in flight may have to wait for the next one", "error", err)

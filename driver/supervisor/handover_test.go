@@ -411,3 +411,36 @@ func TestHandoverOfADrain(t *testing.T) {
 		t.Errorf("exit %+v", exit)
 	}
 }
+
+func TestHandoverOfAnotherVersion(t *testing.T) {
+	n := newNode(t, serves(hello))
+	old := n.generation()
+	p, err := dialPeer(n.config().HandoverSocket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.close()
+	if err := p.send(message{Kind: kindTake, Version: handoverVersion + 1}, nil); err != nil {
+		t.Fatal(err)
+	}
+	m, file, err := p.receive(time.Now().Add(10 * time.Second))
+	if err != nil || file != nil || m.Kind != kindRefused || !strings.Contains(m.Text, "version") {
+		t.Errorf("%+v, %v, %v", m, file, err)
+	}
+	if old.pace.isMoved() {
+		t.Error("moved all the same")
+	}
+}
+
+// A supervisor of before there were handovers is not disturbed.
+func TestHandoverFromOneThatSpeaksNone(t *testing.T) {
+	n := newNode(t, serves(hello))
+	held, err := lock(n.config().path("supervisor.lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	if _, err := stake(n.config(), n.log); !errors.Is(err, ErrRunning) || !strings.Contains(err.Error(), "cannot hand over") {
+		t.Errorf("%v", err)
+	}
+}
