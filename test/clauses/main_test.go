@@ -57,7 +57,7 @@ const want = `# Contract
 ` + begin + `
 | clause | tests | hybrid | v2 |
 |---|---|---|---|
-| FS1 | RootIsReadOnly, AndStaysSo | pass, 1 skipped | pass |
+| FS1 | RootIsReadOnly, AndStaysSo | pass, 1 skipped | pass, 1 not run |
 | FS2 | **none** |  |  |
 | RQ1 | Ends | serverless pass, persistent **1 of 1 failed** | not run |
 | RQ2 | IsBounded | not run | not run |

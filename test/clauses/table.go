@@ -99,8 +99,17 @@ func (t *table) cell(id string, r results) string {
 			parts = append(parts, strings.TrimSpace(mode+" "+words(all)))
 		}
 	}
-	if len(parts) == 0 {
+	missing := 0
+	for _, k := range t.tests[id] {
+		if len(r.of(k)) == 0 {
+			missing++
+		}
+	}
+	switch {
+	case len(parts) == 0:
 		return "not run"
+	case missing > 0:
+		parts = append(parts, fmt.Sprintf("%d not run", missing))
 	}
 	return strings.Join(parts, ", ")
 }
