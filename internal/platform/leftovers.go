@@ -207,11 +207,12 @@ func removeCgroupOnce(path string) error {
 	return nil
 }
 
-// defaultCgroups are those that Nomad makes with cgroup v1 whatever its cgroup_parent says:
-// every agent of a machine shares them.
+// defaultCgroups are those that Nomad makes whatever its cgroup_parent says, one for each
+// controller with cgroup v1, one in all with v2: every agent of a machine shares them.
 func defaultCgroups() []string {
-	found, _ := filepath.Glob("/sys/fs/cgroup/*/nomad")
-	return found
+	v1, _ := filepath.Glob("/sys/fs/cgroup/*/nomad")
+	v2, _ := filepath.Glob("/sys/fs/cgroup/nomad.slice")
+	return append(v1, v2...)
 }
 
 // removeDefaultCgroups removes them where they are empty, unless another agent runs, which
