@@ -2,6 +2,7 @@ package nomad
 
 import (
 	"context"
+	"strings"
 
 	"github.com/hashicorp/nomad/api"
 	"github.com/leapcell/leapcell"
@@ -30,7 +31,8 @@ func (c *Client) Stop(ctx context.Context, job string, purge bool) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	_, _, err := c.api.Jobs().DeregisterOpts(job, &api.DeregisterOptions{Purge: purge}, c.write(ctx))
-	if statusOf(err) == 404 {
+	// The second is what one of two says who remove a job at the same time.
+	if status := statusOf(err); status == 404 || status == 500 && strings.Contains(bodyOf(err), "job not found") {
 		return nil
 	}
 	return c.wrap(err, "stop job "+job)

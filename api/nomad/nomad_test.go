@@ -365,3 +365,23 @@ func TestNomadThatIsNotThere(t *testing.T) {
 		t.Errorf("a bad address: %v", err)
 	}
 }
+
+// Two who remove a job at the same time both succeed.
+func TestStopTwiceAtOnce(t *testing.T) {
+	c := startNomad(t)
+	for i := range 20 {
+		id := fmt.Sprintf("twice-%d", i)
+		if err := c.Register(t.Context(), job(id)); err != nil {
+			t.Fatal(err)
+		}
+		errs := make(chan error, 8)
+		for range cap(errs) {
+			go func() { errs <- c.Stop(t.Context(), id, true) }()
+		}
+		for range cap(errs) {
+			if err := <-errs; err != nil {
+				t.Errorf("%s: %v", id, err)
+			}
+		}
+	}
+}

@@ -281,7 +281,7 @@ func (s *Scaler) readPreviews(ctx context.Context, now time.Time, live map[strin
 			continue // on its way in or out: the deployer's
 		}
 		live[id] = true
-		if _, ok := s.services[id]; ok {
+		if w, ok := s.services[id]; ok && w.route.Preview {
 			continue
 		}
 		svc, err := s.cfg.Store.Service(ctx, dep.ServiceID)

@@ -284,10 +284,13 @@ func TestOnlyLiveIsScaled(t *testing.T) {
 // A former deployment that somebody visits by its own name goes to sleep like any other.
 func TestPreviewGoesToSleep(t *testing.T) {
 	c := newCluster(leapcell.Settings{Mode: leapcell.Persistent, DormantAfter: leapcell.Duration(time.Minute)}, 1)
-	c.live, c.kept = "shop-2", "shop-1"
 	c.set.MinInstances = 0
 	simulate(t, c, func(s *Scaler) {
 		time.Sleep(2 * time.Second)
+		c.mu.Lock()
+		c.live, c.kept = "shop-2", "shop-1" // it was live until now
+		c.mu.Unlock()
+		time.Sleep(time.Minute)
 		for range 20 {
 			s.Report(leapcell.EdgeReport{Edge: "a", Services: []leapcell.EdgeService{
 				{ServiceID: "shop-x", Deployment: "shop-1", Preview: true, InFlight: 1, Requests: 1},

@@ -58,7 +58,7 @@ up stays up. Settings are remembered in the state folder.`,
 	fl.StringVar(&f.iface, "network-interface", "lo", "network interface whose address instances get")
 	fl.StringSliceVar(&f.egress, "allow-egress", nil, "private ranges that instances may reach, such as 10.1.0.0/16")
 	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
-	fl.StringToStringVar(&f.set, "set", nil, "settings of single parts, such as leapcelld.builds=2 or driver.suspend_after=50ms")
+	fl.StringToStringVar(&f.set, "set", nil, "settings of single parts, such as leapcelld.builds=2, driver.suspend_after=50ms or nomad-client.memory_total_compute=64000")
 	fl.StringVar(&f.sample, "sample", "", "folder to deploy at the end; default examples/go of the checkout")
 	fl.BoolVar(&f.noSample, "no-sample", false, "do not deploy a sample")
 	fl.BoolVar(&f.base, "base", false, "only Vault and Nomad, with their access rules and the driver")

@@ -197,8 +197,8 @@ func (c Config) Validate() error {
 	}
 	for key := range c.Set {
 		part, name, _ := strings.Cut(key, ".")
-		if !slices.Contains([]string{controlName, edgeName, driverPart}, part) || name == "" {
-			return leapcell.Errorf(leapcell.CodeInvalid, "the setting %q belongs to no part: it must begin with leapcelld., leapcell-edge. or driver.", key)
+		if !slices.Contains([]string{controlName, edgeName, driverPart, clientPart}, part) || name == "" {
+			return leapcell.Errorf(leapcell.CodeInvalid, "the setting %q belongs to no part: it must begin with leapcelld., leapcell-edge., driver. or nomad-client.", key)
 		}
 	}
 	seen := map[int]string{}

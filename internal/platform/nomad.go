@@ -77,10 +77,20 @@ server {
     "driver.allowlist"     = "leapcell"
     "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean"
   }
-}
-`, c.NetworkInterface, c.Ports.InstancesFrom, c.Ports.InstancesTo, c.nomadCgroup())
+%[5]s}
+`, c.NetworkInterface, c.Ports.InstancesFrom, c.Ports.InstancesTo, c.nomadCgroup(), c.clientSettings())
 	b.WriteString(p.driverConfig(build))
 	return []byte(b.String())
+}
+
+// clientSettings are the operator's own, such as memory_total_compute.
+func (c Config) clientSettings() string {
+	var b strings.Builder
+	names, values := c.set(clientPart)
+	for i, name := range names {
+		fmt.Fprintf(&b, "  %s = %s\n", name, hclString(values[i]))
+	}
+	return b.String()
 }
 
 // nomadCgroup is of our name, so that down knows it: two agents must not share one.

@@ -179,7 +179,8 @@ func (p *Platform) serverEnv() []string {
 const (
 	controlName = "leapcelld"
 	edgeName    = "leapcell-edge"
-	driverPart  = "driver" // in [Config.Set]
+	driverPart  = "driver"       // in [Config.Set]
+	clientPart  = "nomad-client" // in [Config.Set]: of the agent's client block
 )
 
 // flags are the settings that cfg has for one part, as flags of its program.

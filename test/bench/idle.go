@@ -20,9 +20,9 @@ import (
 const (
 	// idleWindow is how long processes are watched for the CPU time they use.
 	idleWindow = 30 * time.Second
-	// idleMemoryMB is small, so that Nomad places hundreds of services on one machine; what
-	// they really use is measured.
-	idleMemoryMB = 40
+	// idleMemoryMB is the smallest size. Nomad must believe that there is room for all of
+	// them, see idlePlatform; what they really use is measured.
+	idleMemoryMB = leapcell.MinMemoryMB
 	// idlePort is the first of the gates': more than the platform's own range has.
 	idlePort = 12000
 )

@@ -99,7 +99,8 @@ func run(ctx context.Context, c config, out io.Writer) (err error) {
 	if !ok {
 		return fmt.Errorf("there is no benchmark %q: %s", c.bench, strings.Join(slices.Sorted(maps.Keys(benches)), ", "))
 	}
-	p, release, err := harness.Acquire(ctx)
+	// Suspended services use little of what they may: Nomad is told of room for all of them.
+	p, release, err := harness.Acquire(ctx, "--set", "nomad-client.memory_total_compute=200000")
 	if err != nil {
 		return err
 	}

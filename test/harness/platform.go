@@ -38,8 +38,8 @@ type Platform struct {
 }
 
 // Acquire gives the platform that LEAPCELL_TEST_STATE names, else a new one, which release
-// takes down again. release also says what was left behind.
-func Acquire(ctx context.Context) (p *Platform, release func() error, err error) {
+// takes down again. release also says what was left behind. args go to `leapcell up`.
+func Acquire(ctx context.Context, args ...string) (p *Platform, release func() error, err error) {
 	if os.Getuid() != 0 {
 		return nil, nil, errors.New("a platform needs root; run the tests as root or with -short")
 	}
@@ -52,7 +52,7 @@ func Acquire(ctx context.Context) (p *Platform, release func() error, err error)
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := UpNew(ctx, dir); err != nil {
+	if err := UpNew(ctx, dir, args...); err != nil {
 		return nil, nil, errors.Join(err, takeDown(dir, before, true))
 	}
 	if p, err = Open(dir); err != nil {
@@ -62,8 +62,8 @@ func Acquire(ctx context.Context) (p *Platform, release func() error, err error)
 }
 
 // UpNew brings up a platform in a new folder, on ports of its own and without a sample.
-func UpNew(ctx context.Context, dir string) error {
-	return command(ctx, "up", "--state-dir", dir, "--free-ports", "--no-sample")
+func UpNew(ctx context.Context, dir string, args ...string) error {
+	return command(ctx, append([]string{"up", "--state-dir", dir, "--free-ports", "--no-sample"}, args...)...)
 }
 
 // takeDown ends the platform in dir and compares the machine with what it was before.
