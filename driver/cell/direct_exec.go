@@ -33,8 +33,10 @@ func (d *direct) exec(ctx context.Context, cell *Cell, spec *specs.Process, stdi
 		terminal, p.Stdio = master, [3]*os.File{slave, slave, slave}
 	}
 	born, err := d.born(c)
-	defer born.Close() // nil does not mind
-	p.Cgroup = born
+	if err == nil && born != nil {
+		defer born.Close()
+		p.Cgroup = born
+	}
 	var s *script.Script
 	if err == nil {
 		s, err = beside(spec, d.machine, d.filter(c.Mode == leapcell.TaskBuild))

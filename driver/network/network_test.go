@@ -206,7 +206,7 @@ func listenPacket(t *testing.T, n *Namespace, address string) net.PacketConn {
 		c, err = net.ListenPacket("udp4", address)
 		return err
 	}
-	err := errors.New("no namespace")
+	var err error
 	if n == nil {
 		err = listen()
 	} else {
