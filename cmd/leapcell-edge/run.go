@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -43,6 +44,7 @@ func settings(args []string, env func(string) string, stderr io.Writer) (edge.Co
 	flags.StringVar(&cfg.ID, "id", hostname, "name of this edge in reports")
 	flags.StringVar(&cfg.DataDir, "data-dir", "", "folder for the default certificate")
 	flags.StringVar(&cfg.AccessLog, "access-log", "", "file for the access log, - for standard output (default none)")
+	flags.IntVar(&cfg.MetricsServices, "metrics-services", 100, "services with a label of their own in /metrics; the others share one")
 	flags.DurationVar(&cfg.Drain, "drain-timeout", 30*time.Second, "how long requests may take to end when the edge stops")
 	flags.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 
@@ -71,12 +73,26 @@ func settings(args []string, env func(string) string, stderr io.Writer) (edge.Co
 	}
 	cfg.Log = slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: lvl}))
 	cfg.APIAddr = strings.TrimSuffix(cfg.APIAddr, "/")
+	cfg.Traces = traces(env)
 	var err error
 	if cfg.NomadToken, err = token("--nomad-token-file", nomadTokenFile); err != nil {
 		return cfg, err
 	}
 	cfg.APIToken, err = token("--api-token-file", apiTokenFile)
 	return cfg, err
+}
+
+// traces says by which protocol spans are sent, "" for not at all: they are when the
+// environment names where to, in the way of every program that uses OpenTelemetry.
+// https://opentelemetry.io/docs/specs/otel/protocol/exporter/
+func traces(env func(string) string) string {
+	switch {
+	case strings.EqualFold(env("OTEL_SDK_DISABLED"), "true"), env("OTEL_TRACES_EXPORTER") == "none":
+		return ""
+	case env("OTEL_EXPORTER_OTLP_ENDPOINT") == "" && env("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") == "":
+		return ""
+	}
+	return cmp.Or(env("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"), env("OTEL_EXPORTER_OTLP_PROTOCOL"), "http/protobuf")
 }
 
 func token(name, file string) (string, error) {

@@ -24,6 +24,11 @@ type Config struct {
 	// DataDir keeps the certificate for names that have none; empty: a new one each start.
 	DataDir   string
 	AccessLog string // a file, "-" for standard output, empty for none
+	// MetricsServices bounds the services that have a label of their own in /metrics.
+	MetricsServices int
+	// Traces is the protocol by which spans are sent, "grpc" or "http/protobuf"; empty for no
+	// spans. Where to, and all else, is in OpenTelemetry's own variables of the environment.
+	Traces string
 	// Drain is how long requests may take to end after the edge was told to stop.
 	Drain time.Duration
 	Log   *slog.Logger
@@ -46,6 +51,8 @@ func (c Config) Validate() error {
 		return leapcell.Errorf(leapcell.CodeInvalid, "no Nomad address: give --nomad-addr")
 	case c.ID == "":
 		return leapcell.Errorf(leapcell.CodeInvalid, "the edge has no name: give --id")
+	case c.MetricsServices < 0:
+		return leapcell.Errorf(leapcell.CodeInvalid, "--metrics-services is %d: it must not be negative", c.MetricsServices)
 	}
 	return nil
 }
@@ -53,7 +60,7 @@ func (c Config) Validate() error {
 // Serve runs Traefik's entry point as an edge has it, with handler behind it and nothing of
 // an edge: what an edge adds is measured against it. It needs Listen and Log of cfg.
 func Serve(ctx context.Context, cfg Config, handler http.Handler) error {
-	front, err := newFront(cfg, handler)
+	front, err := newFront(cfg, handler, nil)
 	if err != nil {
 		return err
 	}
@@ -73,14 +80,19 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	nomad := routes.Config{Client: client, Namespace: cfg.NomadNamespace, Log: cfg.Log}
 	table := routes.New()
-	handler := wake.New(wake.Config{Table: table, Scaler: routes.NewScaler(nomad, table), Log: cfg.Log})
-	defer handler.Close()
-
-	admin, err := newAdmin(cfg.AdminListen, handler, table)
+	watch, err := newWatch(ctx, cfg)
 	if err != nil {
 		return err
 	}
-	front, err := newFront(cfg, handler)
+	defer watch.close(cfg.Log)
+	handler := wake.New(wake.Config{Table: table, Scaler: routes.NewScaler(nomad, table), Observer: watch.observer(), Log: cfg.Log})
+	defer handler.Close()
+
+	admin, err := newAdmin(cfg.AdminListen, watch.metrics(handler, table), table)
+	if err != nil {
+		return err
+	}
+	front, err := newFront(cfg, handler, watch.traces)
 	if err != nil {
 		return err
 	}

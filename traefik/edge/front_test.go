@@ -16,7 +16,7 @@ import (
 )
 
 // startFront runs Traefik before the handler; stop ends it.
-func startFront(t testing.TB, cfg Config, h http.Handler) (address string, stop func()) {
+func startFront(t testing.TB, cfg Config, h http.Handler, spans ...*traces) (address string, stop func()) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -25,7 +25,7 @@ func startFront(t testing.TB, cfg Config, h http.Handler) (address string, stop 
 	cfg.Listen = l.Addr().String()
 	l.Close()
 	cfg.Log = slog.New(slog.DiscardHandler)
-	front, err := newFront(cfg, h)
+	front, err := newFront(cfg, h, append(spans, nil)[0])
 	if err != nil {
 		t.Fatal(err)
 	}

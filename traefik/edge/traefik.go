@@ -15,9 +15,8 @@ import (
 	"github.com/traefik/traefik/v3/pkg/config/dynamic"
 	"github.com/traefik/traefik/v3/pkg/config/runtime"
 	"github.com/traefik/traefik/v3/pkg/config/static"
-	"github.com/traefik/traefik/v3/pkg/middlewares/accesslog"
 	"github.com/traefik/traefik/v3/pkg/observability/metrics"
-	otypes "github.com/traefik/traefik/v3/pkg/observability/types"
+	"github.com/traefik/traefik/v3/pkg/observability/tracing"
 	"github.com/traefik/traefik/v3/pkg/plugins"
 	"github.com/traefik/traefik/v3/pkg/proxy/httputil"
 	"github.com/traefik/traefik/v3/pkg/safe"
@@ -53,23 +52,24 @@ type front struct {
 	ready   chan struct{} // closed when the first configuration is in place
 }
 
-func newFront(cfg Config, handler http.Handler) (*front, error) {
+// newFront assembles it before handler; spans is nil for none.
+func newFront(cfg Config, handler http.Handler, spans *traces) (*front, error) {
 	setTraefikLog(cfg.Log)
 	conf := staticConfig(cfg)
 	certificate, err := defaultCertificate(cfg.DataDir)
 	if err != nil {
 		return nil, err
 	}
-	accessLog, err := newAccessLog(conf.AccessLog)
-	if err != nil {
-		return nil, err
+	var tracer *tracing.Tracer
+	if spans != nil {
+		tracer, handler = spans.traefiks(), spans.passOn(handler)
 	}
 
 	f := &front{pool: safe.NewPool(context.Background()), ready: make(chan struct{})}
 	registry := metrics.NewVoidRegistry()
 	tlsManager := tls.NewManager(nil)
 	f.pool.GoCtx(tlsManager.Run)
-	f.observe = middleware.NewObservabilityMgr(conf, registry, nil, accessLog, nil, nil)
+	f.observe = middleware.NewObservabilityMgr(conf, registry, nil, nil, tracer, nil)
 	f.points, err = server.NewTCPEntryPoints(conf.EntryPoints, nil, registry)
 	if err != nil {
 		f.pool.Stop()
@@ -134,26 +134,10 @@ func staticConfig(cfg Config) static.Configuration {
 		EntryPoints: static.EntryPoints{entryPoint: point},
 		Providers:   &static.Providers{},
 	}
-	if cfg.AccessLog != "" {
-		conf.AccessLog = &otypes.AccessLog{}
-		conf.AccessLog.SetDefaults()
-		conf.AccessLog.Format = accesslog.JSONFormat
-		if cfg.AccessLog != "-" {
-			conf.AccessLog.FilePath = cfg.AccessLog
-		}
+	if cfg.Traces != "" {
+		conf.Tracing = &static.Tracing{}
 	}
 	return conf
-}
-
-func newAccessLog(conf *otypes.AccessLog) (*accesslog.Handler, error) {
-	if conf == nil {
-		return nil, nil
-	}
-	handler, err := accesslog.NewHandler(context.Background(), conf)
-	if err != nil {
-		return nil, leapcell.Wrap(leapcell.CodeInvalid, err, "the access log "+conf.FilePath+" cannot be written")
-	}
-	return handler, nil
 }
 
 // native serves the middleware plugin {wake: {}} with our handler. Traefik constructs

@@ -26,7 +26,7 @@ func New() *Table { return newTable() }
 
 // Run follows Nomad until ctx ends. While Nomad is away the table keeps its last state.
 func (t *Table) Run(ctx context.Context, cfg Config) {
-	n := &nomad{client: cfg.Client, namespace: cfg.Namespace, log: cfg.Log}
+	n := &nomad{client: cfg.Client, namespace: cfg.Namespace, log: cfg.Log, table: t}
 	if n.log == nil {
 		n.log = slog.New(slog.DiscardHandler)
 	}
@@ -43,6 +43,7 @@ type nomad struct {
 	client    *api.Client
 	namespace string
 	log       *slog.Logger
+	table     *Table
 
 	mu   sync.Mutex
 	away map[string]time.Time // what cannot be read, and since when
@@ -90,6 +91,7 @@ func (n *nomad) failed(what string, err error) {
 }
 
 func (n *nomad) answered(what string) {
+	n.table.wasRead(what)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if since, ok := n.away[what]; ok {

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/leapcell/leapcell"
 )
@@ -13,6 +14,8 @@ import (
 type Table struct {
 	now atomic.Pointer[state]
 	mu  sync.Mutex // of those that publish
+
+	read struct{ routes, instances atomic.Int64 } // when Nomad said last what there is; in ns since 1970
 }
 
 // state is what the edge knows at one moment. It is never changed once published.
@@ -29,6 +32,8 @@ type state struct {
 func newTable() *Table {
 	t := &Table{}
 	t.now.Store(&state{changed: make(chan struct{})})
+	t.read.routes.Store(time.Now().UnixNano())
+	t.read.instances.Store(time.Now().UnixNano())
 	return t
 }
 
@@ -54,10 +59,30 @@ func (t *Table) Changed() <-chan struct{} { return t.now.Load().changed }
 // Restarting reports whether Nomad is about to replace a failed instance of the deployment.
 func (t *Table) Restarting(deployment string) bool { return t.now.Load().restarting[deployment] }
 
-// Sizes are the number of hosts and of deployments with instances, for metrics.
-func (t *Table) Sizes() (hosts, deployments int) {
+// Sizes are the number of hosts, of deployments with instances, and of these instances, for
+// metrics.
+func (t *Table) Sizes() (hosts, deployments, instances int) {
 	s := t.now.Load()
-	return len(s.routes), len(s.instances)
+	for _, list := range s.instances {
+		instances += len(list)
+	}
+	return len(s.routes), len(s.instances), instances
+}
+
+// Ages are the times since Nomad said last what routes and what instances there are; before
+// the first time, since the table was made. While Nomad answers, neither is much more than a
+// minute.
+func (t *Table) Ages() (routes, instances time.Duration) {
+	return time.Since(time.Unix(0, t.read.routes.Load())), time.Since(time.Unix(0, t.read.instances.Load()))
+}
+
+// wasRead notes that Nomad answered about "routes" or "instances".
+func (t *Table) wasRead(what string) {
+	at := &t.read.routes
+	if what == "instances" {
+		at = &t.read.instances
+	}
+	at.Store(time.Now().UnixNano())
 }
 
 // publish makes change's result the current state and wakes all who wait for one.

@@ -33,7 +33,7 @@ func (s *service) backingOff(now time.Time) *refusal {
 			return nil
 		}
 	}
-	return &refusal{status: http.StatusServiceUnavailable, reason: "backing_off", text: leapcell.TextStartFailed, after: left}
+	return &refusal{status: http.StatusServiceUnavailable, reason: reasonBackingOff, text: leapcell.TextStartFailed, after: left}
 }
 
 // heard takes notice of how an instance answered: with the app's answer, or with a code of

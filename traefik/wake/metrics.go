@@ -47,10 +47,11 @@ type Visit struct {
 // StatusGone stands for "no answer: the visitor had left". Other proxies log the same number.
 const StatusGone = 499
 
-// Reasons that are not those of an answer of the edge's own.
+// Reasons that are not those of one answer in refuse.go.
 const (
-	reasonLeft   = "visitor_left"
-	reasonBroken = "connection_broken"
+	reasonLeft       = "visitor_left"
+	reasonBroken     = "connection_broken"
+	reasonBackingOff = "backing_off"
 )
 
 // observe tells the observer about a call that is over.

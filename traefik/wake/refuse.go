@@ -63,3 +63,13 @@ func (f *refusal) write(w http.ResponseWriter, r *http.Request) (bytes int64) {
 	n, _ := w.Write([]byte(f.text + "\n"))
 	return int64(n)
 }
+
+// Reasons are all the values of [Visit.Refused] that are the edge's own.
+func Reasons() []string {
+	out := []string{reasonLeft, reasonBroken, reasonBackingOff}
+	for _, f := range []*refusal{refuseIgnored, refuseNoRoute, refuseNoTable, refuseConnect, refuseLine, refuseHeader, refuseHeaders,
+		refuseTooMany, refuseQueueFull, refuseNoSlot, refuseNotReady, refuseStartFailed, refuseBody, refuseCrashed} {
+		out = append(out, f.reason)
+	}
+	return out
+}
