@@ -45,6 +45,52 @@ func TestMust_CP1_CPUFollowsMemory(t *testing.T) {
 	}
 }
 
+// Ten seconds of a busy loop, within 5 % of the cap: small ones, which a machine that runs
+// other things as well can give in full.
+func TestMust_CP3_BusyLoopGetsTheCap(t *testing.T) {
+	for _, mode := range []leapcell.Mode{leapcell.Serverless, leapcell.Persistent} {
+		const memory = 192
+		s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{Mode: mode, MemoryMB: memory}})
+		group := s.Inside(t, instanceOf(t, s)).Cgroup()
+		before := group.CPU(t)
+		var used struct{ Wall, CPU time.Duration }
+		s.Read(t, "/cpu?ms=10000&threads=2", &used)
+		got, want := float64(group.CPU(t)-before)/float64(used.Wall), memory/float64(leapcell.MemoryPerCoreMB)
+		if math.Abs(got-want) > 0.05*want+0.002 { // the second for the request itself
+			t.Errorf("%s: a busy loop got %.4f cores over %s, want %.4f and 5 %% more or less", mode, got, used.Wall, want)
+		}
+	}
+}
+
+// Until it listens an instance has a whole core, however small it is.
+func TestMust_CP3_StartHasAWholeCore(t *testing.T) {
+	s := harness.Get(t).Probe(t, harness.Spec{
+		Settings: leapcell.Settings{MemoryMB: 128}, Env: map[string]string{"LISTEN_DELAY": "3s"},
+	})
+	s.ToZero(t)
+	answered := make(chan harness.Reply, 1)
+	go func() {
+		r, _ := s.Visit(t.Context(), harness.Get(t).Visitor(), "/")
+		answered <- r
+	}()
+	quota := func(wait string, fits func(cores float64) bool) {
+		t.Helper()
+		harness.Eventually(t, aMinute, wait, func() bool {
+			for _, p := range harness.Processes(func(p harness.Process) bool { return p.Env("LEAPCELL_SERVICE") == s.Name }) {
+				if quota, period := p.Cgroup().Quota(t); fits(float64(quota) / float64(period)) {
+					return true
+				}
+			}
+			return false
+		})
+	}
+	quota("a starting instance has one core", func(cores float64) bool { return cores >= 1 })
+	if r := <-answered; r.Status != http.StatusOK {
+		t.Errorf("%d %q", r.Status, r.Body)
+	}
+	quota("a ready one has its own share", func(cores float64) bool { return math.Abs(cores-128.0/leapcell.MemoryPerCoreMB) < 0.001 })
+}
+
 func TestMust_CP1_MemoryIsTheOnlySize(t *testing.T) {
 	p := harness.Get(t)
 	for _, memory := range []int{127, 7077} {

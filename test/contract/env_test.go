@@ -271,3 +271,25 @@ func TestMust_EN3_NamesAndSize(t *testing.T) {
 		t.Errorf("after all that the names are %q, %v", env.Names, err)
 	}
 }
+
+// A change is in effect everywhere within seconds, without a deploy and without a request
+// that fails.
+func TestMust_EN2_ChangeTakesEffect(t *testing.T) {
+	modes(t, func(t *testing.T, mode leapcell.Mode, s *harness.Service) {
+		load := s.Visitors(t, 4, "/sleep?ms=20")
+		harness.Eventually(t, aMinute, "visits are answered", func() bool { return load.Answered() > 20 })
+		s.SetEnv(t, map[string]string{"COLOUR": "blue"})
+		begin := time.Now()
+		harness.Eventually(t, harness.Allow(5*time.Second), "every answer comes from an instance with the new value", func() bool {
+			for range 5 {
+				var env map[string]string
+				if s.Read(t, "/env", &env); env["COLOUR"] != "blue" {
+					return false
+				}
+			}
+			return true
+		})
+		t.Logf("in effect after %s", time.Since(begin).Round(time.Millisecond))
+		load.Check(t)
+	})
+}

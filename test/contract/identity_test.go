@@ -1,7 +1,9 @@
 package contract
 
 import (
+	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -106,4 +108,31 @@ func TestMust_ID3_NoTerminalAndOutputIsTheLog(t *testing.T) {
 			return strings.Contains(log, "line-for-stdout") && strings.Contains(log, "line-for-stderr")
 		})
 	})
+}
+
+// What an app finds in its environment is its own, and a short list of the platform's.
+func TestMust_ID5_OnlyItsOwnVariables(t *testing.T) {
+	for _, mode := range []leapcell.Mode{leapcell.Serverless, leapcell.Persistent} {
+		s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{Mode: mode}, Env: map[string]string{"MINE": "1", "LEAPCELL_MODE": "forged"}})
+		var env map[string]string
+		r := s.Read(t, "/env", &env)
+		want := map[string]string{
+			"MINE": "1", "PORT": "8080", "HOME": "/tmp", "LEAPCELL_SERVICE": s.Name, "LEAPCELL_MODE": string(mode),
+			"LEAPCELL_MEMORY_MB": fmt.Sprint(leapcell.DefaultMemoryMB), "LEAPCELL_INSTANCE": r.Instance(), "LEAPCELL_DEPLOYMENT": s.Live,
+		}
+		s.Reload(t)
+		want["LEAPCELL_DEPLOYMENT"] = s.Live
+		for name, value := range want {
+			if env[name] != value {
+				t.Errorf("%s: %s is %q, want %q", mode, name, env[name], value)
+			}
+		}
+		for name, value := range env {
+			_, ok := want[name]
+			// The last ones are bash's own.
+			if !ok && !slices.Contains([]string{"PATH", "LANG", "PWD", "OLDPWD", "SHLVL", "_"}, name) {
+				t.Errorf("%s: the app sees %s=%q", mode, name, value)
+			}
+		}
+	}
 }
