@@ -16,6 +16,12 @@ type Counters struct {
 	BuildMS     int64 `json:"buildMS"`     // wall time of a build, publishing included
 }
 
+// Plus is the sum of both.
+func (c Counters) Plus(o Counters) Counters {
+	return Counters{Requests: c.Requests + o.Requests, ComputeMS: c.ComputeMS + o.ComputeMS, EgressBytes: c.EgressBytes + o.EgressBytes,
+		ColdStarts: c.ColdStarts + o.ColdStarts, RunningMS: c.RunningMS + o.RunningMS, BuildMS: c.BuildMS + o.BuildMS}
+}
+
 // Meter is one reading of a task's counters. Readings are cumulative, so that one that
 // comes twice, late or never does no harm: the latest says all.
 type Meter struct {

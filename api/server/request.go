@@ -50,6 +50,9 @@ func (s *Server) requestID(c *gin.Context) {
 func (s *Server) logged(c *gin.Context) {
 	start := time.Now()
 	c.Next()
+	if s.cfg.Called != nil {
+		s.cfg.Called(c.FullPath(), c.Writer.Status(), time.Since(start))
+	}
 	level := slog.LevelInfo
 	if path := c.FullPath(); c.Request.Method == http.MethodGet || path == "/v1/edges/:edge/report" || path == "/v1/nodes/:node/meters" {
 		level = slog.LevelDebug

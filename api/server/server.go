@@ -32,7 +32,9 @@ type Config struct {
 	Version     string
 	UploadLimit int64 // bytes of a source archive
 	CallsPerMin int   // API calls a minute and admin token: 100 to 10,000
-	Log         *slog.Logger
+	// Called hears of each call, with the pattern of its route ("" for none); nil for nobody.
+	Called func(route string, status int, took time.Duration)
+	Log    *slog.Logger
 }
 
 // The limits of the limit of calls: those of the smallest and of the largest plan.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"maps"
 	"time"
 
 	"github.com/leapcell/leapcell"
@@ -27,35 +28,61 @@ func (s *Store) AddMeters(ctx context.Context, node string, readings []leapcell.
 		}
 	}
 	now := s.now()
-	return s.tx(ctx, func(tx *sql.Tx) error {
-		for _, m := range readings {
-			if err := addMeter(ctx, tx, node, m, now); err != nil {
+	grown := make([]leapcell.Counters, len(readings))
+	err := s.tx(ctx, func(tx *sql.Tx) error {
+		for i, m := range readings {
+			more, err := addMeter(ctx, tx, node, m, now)
+			if err != nil {
 				return err
 			}
+			grown[i] = more
 		}
 		_, err := tx.ExecContext(ctx, `DELETE FROM meters WHERE ended = 1 AND read_at < ?`, micros(now.Add(-meterKept)))
 		return err
 	})
+	if err == nil {
+		s.count(readings, grown)
+	}
+	return err
 }
 
-func addMeter(ctx context.Context, tx *sql.Tx, node string, m leapcell.Meter, now time.Time) error {
+// count keeps what was added since the process started, for [Store.Counted].
+func (s *Store) count(readings []leapcell.Meter, grown []leapcell.Counters) {
+	s.countedMu.Lock()
+	defer s.countedMu.Unlock()
+	for i, m := range readings {
+		if grown[i] != (leapcell.Counters{}) {
+			s.counted[m.ServiceID] = s.counted[m.ServiceID].Plus(grown[i])
+		}
+	}
+}
+
+// Counted is what was metered since the process started, by service ID.
+func (s *Store) Counted() map[string]leapcell.Counters {
+	s.countedMu.Lock()
+	defer s.countedMu.Unlock()
+	return maps.Clone(s.counted)
+}
+
+// addMeter gives how much the reading added.
+func addMeter(ctx context.Context, tx *sql.Tx, node string, m leapcell.Meter, now time.Time) (leapcell.Counters, error) {
 	before, readAt, ended, err := lastReading(ctx, tx, m.ID)
 	if err != nil {
-		return err
+		return leapcell.Counters{}, err
 	}
 	latest, more := growth(before, m.Counters)
 	m.At = readingTime(m.At, readAt, now)
 	m.Ended = m.Ended || ended
 	if more == (leapcell.Counters{}) && m.Ended == ended && !readAt.IsZero() {
-		return nil
+		return more, nil
 	}
 	if err := putReading(ctx, tx, node, m, latest); err != nil {
-		return err
+		return more, err
 	}
 	if more == (leapcell.Counters{}) {
-		return nil
+		return more, nil
 	}
-	return addUsage(ctx, tx, m, more)
+	return more, addUsage(ctx, tx, m, more)
 }
 
 // growth gives the larger of each counter, and how much b has more than a. Counters never

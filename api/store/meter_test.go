@@ -62,6 +62,9 @@ func testMeters(t *testing.T, s *Store) {
 	if got.Requests != 15 || got.ComputeMS != 3000 || got.EgressBytes != 700 || got.ColdStarts != 1 || got.GBSeconds != 1.5 {
 		t.Errorf("usage %+v", got)
 	}
+	if got := s.Counted()["shop-default-abcdefgh"]; got != later {
+		t.Errorf("since the start %+v was counted, want %+v", got, later)
+	}
 	other := reading(2, meterNow, leapcell.Counters{RunningMS: 10_000, Requests: 1})
 	other.Mode, other.MemoryMB = leapcell.TaskPersistent, 1024
 	build := reading(3, meterNow, leapcell.Counters{BuildMS: 2500})

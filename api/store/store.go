@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/leapcell/leapcell"
@@ -24,6 +25,9 @@ var migrations embed.FS
 type Store struct {
 	db  *sql.DB
 	now func() time.Time
+
+	countedMu sync.Mutex
+	counted   map[string]leapcell.Counters // by service, since the process started
 }
 
 // Open opens the database at dsn, the path of a SQLite file, makes it when it is missing,
@@ -42,7 +46,7 @@ func Open(ctx context.Context, dsn string) (*Store, error) {
 		_ = db.Close()
 		return nil, fmt.Errorf("open store %s: %w", dsn, err)
 	}
-	return &Store{db: db, now: time.Now}, nil
+	return &Store{db: db, now: time.Now, counted: map[string]leapcell.Counters{}}, nil
 }
 
 // sqliteDSN sets what every connection needs. Transactions take the write lock at once

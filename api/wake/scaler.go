@@ -63,6 +63,9 @@ type Scaler struct {
 	edges  map[string]*edge
 	heard  chan struct{}    // closed at the next report
 	counts map[string]count // by deployment
+	sizes  map[string]Size  // by service; for Figures
+
+	sums sums
 
 	// Of Run alone.
 	services map[string]*watched // by deployment
@@ -145,6 +148,8 @@ func (s *Scaler) wake() {
 
 // Run scales until ctx ends.
 func (s *Scaler) Run(ctx context.Context) error {
+	s.sums.leading.Store(true)
+	defer s.sums.leading.Store(false)
 	var watching sync.WaitGroup
 	defer watching.Wait()
 	watching.Go(func() { s.watchCounts(ctx) })
@@ -308,7 +313,10 @@ func (s *Scaler) observe(now time.Time) {
 			s.unknown = true
 		}
 	}
+	s.sizes = map[string]Size{}
 	for id, w := range s.services {
+		size := s.sizes[w.route.ServiceID]
+		s.sizes[w.route.ServiceID] = Size{size.Wanted + s.counts[id].wanted, size.Ready + s.counts[id].ready}
 		load := 0
 		for name, e := range s.edges {
 			// A deployment has visitors by its own name, and those of the service if it is live.
@@ -338,6 +346,9 @@ func (s *Scaler) size(ctx context.Context, now time.Time, w *watched) time.Durat
 	if err != nil && ctx.Err() == nil && !w.failing {
 		s.cfg.Log.Error("scaler: scaling failed", "deployment", id, "count", d.Count, "err", err)
 	}
+	if err != nil {
+		s.sums.failed.Add(1)
+	}
 	w.failing = err != nil
 	return retryPause // by when Nomad's answer is seen
 }
@@ -364,7 +375,11 @@ func (s *Scaler) apply(ctx context.Context, now time.Time, w *watched, d Decisio
 		return nil
 	}
 	s.cfg.Log.Info("scaled", "deployment", id, "service", svc.ID, "from", in.Count, "to", d.Count, "load", in.Load, "why", d.Reason)
-	return s.cfg.Nomad.Scale(ctx, id, d.Count)
+	if err := s.cfg.Nomad.Scale(ctx, id, d.Count); err != nil {
+		return err
+	}
+	s.sums.scaled(in.Count, d.Count)
+	return nil
 }
 
 func jobCount(job *api.Job) int {

@@ -172,6 +172,11 @@ func TestScalesOutWithinASecondAndInAfterTheDelay(t *testing.T) {
 		wantCalls(t, c, "shop-1=2")
 		idle(s, 2*time.Second, 8)
 		wantCalls(t, c, "shop-1=2", "shop-1=1")
+
+		f := s.Figures()
+		if !f.Leading || f.Edges != 1 || f.Out != 1 || f.In != 1 || f.Dormant != 0 || f.Failed != 0 || f.Instances["shop-x"] != (Size{Wanted: 1, Ready: 1}) {
+			t.Errorf("the figures are %+v", f)
+		}
 	})
 }
 

@@ -16,8 +16,9 @@ import (
 // Config is all that an operator can set. Each field is a flag, and a variable of the
 // environment: --nomad-addr is LEAPCELL_NOMAD_ADDR. The flag wins.
 type Config struct {
-	DataDir string
-	Listen  string
+	DataDir     string
+	Listen      string
+	AdminListen string
 
 	RegistryListen          string
 	RegistryAddress         string
@@ -46,7 +47,8 @@ type Config struct {
 	BuildTimeout  time.Duration
 	AllowFileURLs bool
 
-	LogLevel slog.Level
+	MetricsServices int
+	LogLevel        slog.Level
 }
 
 // defaults are those of one machine.
@@ -57,7 +59,8 @@ func defaults() Config {
 		VaultAddr: "http://127.0.0.1:8200", VaultTransit: "leapcell",
 		Domain: "leapcell.localhost", PublicURL: "http://leapcell.localhost:8080",
 		UploadLimit: 100 << 20, CallsPerMinute: 10_000,
-		BaseSuite: "trixie", Builds: 1, BuildMemory: 4096, BuildTimeout: 10 * time.Minute,
+		MetricsServices: 100,
+		BaseSuite:       "trixie", Builds: 1, BuildMemory: 4096, BuildTimeout: 10 * time.Minute,
 	}
 }
 
@@ -67,6 +70,8 @@ func (c *Config) flags(out io.Writer) *flag.FlagSet {
 	f.SetOutput(out)
 	f.StringVar(&c.DataDir, "data-dir", c.DataDir, "folder for the store, the registry, uploads and logs")
 	f.StringVar(&c.Listen, "listen", c.Listen, "address of the API")
+	f.StringVar(&c.AdminListen, "admin-listen", c.AdminListen, "address for /metrics, such as 127.0.0.1:8402; it asks for no token (default off)")
+	f.IntVar(&c.MetricsServices, "metrics-services", c.MetricsServices, "services with a label of their own in /metrics; the others share one")
 	f.StringVar(&c.RegistryListen, "registry-listen", c.RegistryListen, "address of the embedded registry")
 	f.StringVar(&c.RegistryAddress, "registry-address", c.RegistryAddress, "host:port by which nodes reach the registry (default that of --registry-listen)")
 	f.StringVar(&c.RegistryCredentialsFile, "registry-credentials-file", c.RegistryCredentialsFile, "file with which nodes get into the registry; made when missing (default registry.json in the data folder)")

@@ -14,6 +14,7 @@ import (
 
 	"github.com/leapcell/leapcell/api/build"
 	"github.com/leapcell/leapcell/api/deploy"
+	"github.com/leapcell/leapcell/api/metrics"
 	"github.com/leapcell/leapcell/api/nomad"
 	"github.com/leapcell/leapcell/api/registry"
 	"github.com/leapcell/leapcell/api/server"
@@ -80,36 +81,34 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	defer closing(&err, deployer.Close)
 	keeper := vault.NewKeeper(vault.KeeperConfig{Store: db, Variables: cluster, Sealer: sealer, Changed: deployer.EnvChanged, Log: log})
 
+	figures := metrics.New(metrics.Config{Scaler: scaler, Usage: db, Services: cfg.MetricsServices})
 	api, err := server.New(server.Config{
 		Store: db, Deployer: deployer, Env: keeper, Logs: deployer, Instances: cluster, Scaler: scaler, Cleaner: keeper,
 		Checks: map[string]func(context.Context) error{
 			"store": db.Ping, "nomad": cluster.Health, "vault": sealer.Health, "registry": pushes.Health,
 		},
 		Domain: cfg.Domain, PublicURL: cfg.PublicURL, Workspace: workspace, Version: version(),
-		UploadLimit: int64(cfg.UploadLimit), CallsPerMin: cfg.CallsPerMinute, Log: log,
+		UploadLimit: int64(cfg.UploadLimit), CallsPerMin: cfg.CallsPerMinute, Called: figures.Called, Log: log,
 	})
 	if err != nil {
 		return err
 	}
-	public, err := listen(ctx, "--listen", cfg.Listen)
+	at, err := listenAll(ctx, cfg)
 	if err != nil {
 		return err
 	}
-	private, err := listen(ctx, "--registry-listen", cfg.RegistryListen)
-	if err != nil {
-		return errors.Join(err, public.Close())
-	}
 
 	work, ctx := errgroup.WithContext(ctx)
-	work.Go(func() error { return api.Serve(ctx, public) })
-	work.Go(func() error { return serveRegistry(ctx, images, private, log) })
+	work.Go(func() error { return api.Serve(ctx, at.public) })
+	work.Go(func() error { return serveRegistry(ctx, images, at.private, log) })
+	work.Go(func() error { return serveAdmin(ctx, figures, at.admin, log) })
 	work.Go(func() error { sealer.KeepToken(ctx); return nil })
 	work.Go(func() error { keeper.Run(ctx); return nil })
 	work.Go(func() error {
 		return ignoreCancel(cluster.Lead(ctx, nomad.Lease{Path: scalerLease, Holder: id, Log: log}, scaler.Run))
 	})
 	work.Go(func() error { return ignoreCancel(deployer.Resume(ctx)) })
-	log.Info("leapcelld is up", "api", public.Addr().String(), "registry", private.Addr().String(), "version", version())
+	log.Info("leapcelld is up", "api", at.public.Addr().String(), "registry", at.private.Addr().String(), "version", version())
 	return work.Wait()
 }
 
@@ -171,6 +170,35 @@ func listen(ctx context.Context, flag, address string) (net.Listener, error) {
 		return nil, fmt.Errorf("%s %s: %w", flag, address, err)
 	}
 	return l, nil
+}
+
+// listeners are the ports of a control plane.
+type listeners struct{ public, private, admin net.Listener } // admin is nil for none
+
+func listenAll(ctx context.Context, cfg Config) (at listeners, err error) {
+	if at.public, err = listen(ctx, "--listen", cfg.Listen); err != nil {
+		return at, err
+	}
+	if at.private, err = listen(ctx, "--registry-listen", cfg.RegistryListen); err != nil {
+		return at, errors.Join(err, at.public.Close())
+	}
+	if cfg.AdminListen == "" {
+		return at, nil
+	}
+	if at.admin, err = listen(ctx, "--admin-listen", cfg.AdminListen); err != nil {
+		return at, errors.Join(err, at.public.Close(), at.private.Close())
+	}
+	return at, nil
+}
+
+// serveAdmin serves who watches the control plane, until ctx ends.
+func serveAdmin(ctx context.Context, figures http.Handler, l net.Listener, log *slog.Logger) error {
+	if l == nil {
+		return nil
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", figures)
+	return server.ServeHTTP(ctx, server.NewHTTPServer(mux, log), l)
 }
 
 // closing closes at the end of run and keeps the error, unless there is one already.

@@ -8,6 +8,7 @@ import (
 	"flag"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -31,10 +32,11 @@ func freeAddress(t *testing.T) string {
 
 // start runs leapcelld on dir, with a Nomad and a Vault that are not there, and gives a
 // client of it and what stops it.
-func start(t *testing.T, dir string) (c *client.Client, stop func()) {
+func start(t *testing.T, dir string, more ...string) (c *client.Client, stop func()) {
 	t.Helper()
 	away := "http://" + freeAddress(t)
 	args := []string{"--data-dir", dir, "--listen", "127.0.0.1:0", "--registry-listen", freeAddress(t), "--nomad-addr", away, "--vault-addr", away}
+	args = append(args, more...)
 	out, in := io.Pipe()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -181,4 +183,27 @@ func FuzzSize(f *testing.F) {
 			t.Errorf("%q is %d", text, s)
 		}
 	})
+}
+
+func TestMetricsOfTheControlPlane(t *testing.T) {
+	admin := freeAddress(t)
+	c, stop := start(t, filepath.Join(t.TempDir(), "control"), "--admin-listen", admin)
+	defer stop()
+	if _, err := c.Services(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.Get("http://" + admin + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("the scrape got %s, %v", resp.Status, err)
+	}
+	for _, line := range []string{`leapcelld_api_requests_total{code="2xx",route="/v1/services"} 1`, "leapcelld_scaler_leading 0", "leapcelld_scaler_edges 0"} {
+		if !strings.Contains(string(body), "\n"+line+"\n") {
+			t.Errorf("the scrape has no line %s:\n%s", line, body)
+		}
+	}
 }
