@@ -51,6 +51,19 @@ type Route struct {
 	Preview bool `json:"preview,omitempty"`
 	// Split sends a part of the requests to another deployment.
 	Split *Split `json:"split,omitempty"`
+
+	// Plain is set for a job that the platform did not deploy. Edges make such routes from
+	// the job itself; a route variable cannot say it.
+	Plain *PlainJob `json:"-"`
+}
+
+// PlainJob is what an edge must know of a job that the platform did not deploy: no gate of
+// ours stands before its instances. For DormantAfter of its route, zero is never.
+type PlainJob struct {
+	Job, Group string
+	Port       string // label of the port that requests go to
+	Count      int    // instances to wake
+	Probe      string // path that must answer before requests go there; "": the port must
 }
 
 // Ignore names requests that are none of the service's business, such as those of uptime
@@ -144,6 +157,8 @@ type EdgeService struct {
 	Queued     int    `json:"queued"`
 	Requests   int64  `json:"requests"` // since the edge started
 	Preview    bool   `json:"preview,omitempty"`
+	// Plain marks a job that the platform did not deploy: the control plane does not hear of it.
+	Plain bool `json:"-"`
 }
 
 // Key is that of the route.

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,7 +32,7 @@ func run(ctx context.Context, args []string, env func(string) string, stderr io.
 func settings(args []string, env func(string) string, stderr io.Writer) (edge.Config, error) {
 	hostname, _ := os.Hostname() // without one, Validate asks for --id
 	var cfg edge.Config
-	var nomadTokenFile, apiTokenFile, level string
+	var nomadTokenFile, apiTokenFile, level, jobNamespaces string
 	flags := flag.NewFlagSet("leapcell-edge", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.StringVar(&cfg.Listen, "listen", "127.0.0.1:8080", "address for visitors")
@@ -39,6 +40,7 @@ func settings(args []string, env func(string) string, stderr io.Writer) (edge.Co
 	flags.StringVar(&cfg.NomadAddr, "nomad-addr", "http://127.0.0.1:4646", "address of Nomad")
 	flags.StringVar(&nomadTokenFile, "nomad-token-file", "", "file with the Nomad token")
 	flags.StringVar(&cfg.NomadNamespace, "nomad-namespace", "leapcell", "Nomad namespace of the services")
+	flags.StringVar(&jobNamespaces, "job-namespaces", "", "Nomad namespaces, with commas between, of jobs that the platform did not deploy and that ask for the edge in their meta (default none)")
 	flags.StringVar(&cfg.APIAddr, "api-addr", "", "address of the API that load is reported to (default nowhere)")
 	flags.StringVar(&apiTokenFile, "api-token-file", "", "file with the token for the API")
 	flags.StringVar(&cfg.ID, "id", hostname, "name of this edge in reports")
@@ -73,6 +75,7 @@ func settings(args []string, env func(string) string, stderr io.Writer) (edge.Co
 	}
 	cfg.Log = slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: lvl}))
 	cfg.APIAddr = strings.TrimSuffix(cfg.APIAddr, "/")
+	cfg.JobNamespaces = namespaces(jobNamespaces)
 	cfg.Traces = traces(env)
 	var err error
 	if cfg.NomadToken, err = token("--nomad-token-file", nomadTokenFile); err != nil {
@@ -93,6 +96,13 @@ func traces(env func(string) string) string {
 		return ""
 	}
 	return cmp.Or(env("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"), env("OTEL_EXPORTER_OTLP_PROTOCOL"), "http/protobuf")
+}
+
+// namespaces are those of the list, each once.
+func namespaces(list string) []string {
+	out := strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' })
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 func token(name, file string) (string, error) {

@@ -14,7 +14,7 @@ func TestSettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	env := map[string]string{"LEAPCELL_NOMAD_ADDR": "http://n:1", "LEAPCELL_LISTEN": ":1", "LEAPCELL_DRAIN_TIMEOUT": "3s"}
-	cfg, err := settings([]string{"--listen", ":2", "--nomad-token-file", file, "--api-addr", "http://a/"},
+	cfg, err := settings([]string{"--listen", ":2", "--nomad-token-file", file, "--api-addr", "http://a/", "--job-namespaces", "web, default,web"},
 		func(name string) string { return env[name] }, io.Discard)
 	if err != nil {
 		t.Fatal(err)
@@ -26,6 +26,7 @@ func TestSettings(t *testing.T) {
 		"slash at the end": {cfg.APIAddr, "http://a"},
 		"drain":            {cfg.Drain.String(), "3s"},
 		"namespace":        {cfg.NomadNamespace, "leapcell"},
+		"job namespaces":   {strings.Join(cfg.JobNamespaces, "+"), "default+web"},
 	} {
 		if pair[0] != pair[1] {
 			t.Errorf("%s: %q, want %q", what, pair[0], pair[1])

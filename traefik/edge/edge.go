@@ -36,6 +36,9 @@ type Config struct {
 	NomadAddr      string
 	NomadToken     string
 	NomadNamespace string
+	// JobNamespaces are those of jobs that the platform did not deploy, which may ask for
+	// the edge in their meta.
+	JobNamespaces []string
 
 	// APIAddr is where load is reported; empty for nowhere.
 	APIAddr  string
@@ -78,14 +81,18 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("nomad at %s: %w", cfg.NomadAddr, err)
 	}
-	nomad := routes.Config{Client: client, Namespace: cfg.NomadNamespace, Log: cfg.Log}
+	nomad := routes.Config{Client: client, Namespace: cfg.NomadNamespace, Jobs: cfg.JobNamespaces, Log: cfg.Log}
 	table := routes.New()
 	watch, err := newWatch(ctx, cfg)
 	if err != nil {
 		return err
 	}
 	defer watch.close(cfg.Log)
-	handler := wake.New(wake.Config{Table: table, Scaler: routes.NewScaler(nomad, table), Observer: watch.observer(), Log: cfg.Log})
+	middleware := wake.Config{Table: table, Scaler: routes.NewScaler(nomad, table), Observer: watch.observer(), Log: cfg.Log}
+	if len(cfg.JobNamespaces) > 0 {
+		middleware.Jobs = routes.NewKeeper(nomad, table, cfg.ID)
+	}
+	handler := wake.New(middleware)
 	defer handler.Close()
 
 	admin, err := newAdmin(cfg.AdminListen, watch.metrics(handler, table), table)

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/leapcell/leapcell"
@@ -84,7 +85,7 @@ func (r *reporter) run(ctx context.Context) {
 func (r *reporter) changes() []leapcell.EdgeService {
 	var out []leapcell.EdgeService
 	for _, s := range r.load.Load() {
-		if r.sent[s.Key()] != s {
+		if r.sent[s.Key()] != s && !s.Plain {
 			out = append(out, s)
 		}
 	}
@@ -95,6 +96,7 @@ func (r *reporter) report(ctx context.Context, services []leapcell.EdgeService) 
 	if r.url == "" {
 		return
 	}
+	services = slices.DeleteFunc(services, func(s leapcell.EdgeService) bool { return s.Plain })
 	index := r.table.RoutesIndex()
 	err := r.post(ctx, leapcell.EdgeReport{Edge: r.edge, RoutesIndex: index, Services: services})
 	switch {

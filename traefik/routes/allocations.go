@@ -30,7 +30,8 @@ const (
 // event stream give it.
 type allocation struct {
 	ID                 string
-	JobID              string
+	JobID              string // of a plain job: the deployment of one of its ports, see split
+	TaskGroup          string
 	Namespace          string
 	DesiredStatus      string
 	ClientStatus       string
@@ -44,6 +45,47 @@ type allocation struct {
 			}
 		}
 	}
+	TaskStates map[string]taskState // read for plain jobs only
+
+	label string // of the port; "" for that of our services' gates
+}
+
+// taskState is what happened to a task of an allocation.
+type taskState struct {
+	State    string
+	Restarts int
+}
+
+// split is a plain job's allocation as one for each of its ports.
+func (a *allocation) split() []*allocation {
+	if a.AllocatedResources == nil {
+		return nil
+	}
+	var out []*allocation
+	for _, p := range a.AllocatedResources.Shared.Ports {
+		one := *a
+		one.JobID, one.label = jobKey(a.Namespace, a.JobID, a.TaskGroup, p.Label), p.Label
+		out = append(out, &one)
+	}
+	return out
+}
+
+// pausing reports whether a plain job's tasks have ended and Nomad waits before it starts
+// them again: nobody listens meanwhile. With a gate that does not matter: it would say so.
+func (a *allocation) pausing() bool {
+	if a.label == "" {
+		return false
+	}
+	restarted := false
+	for _, task := range a.TaskStates {
+		switch task.State {
+		case "running":
+			return false
+		case "pending":
+			restarted = restarted || task.Restarts > 0
+		}
+	}
+	return restarted
 }
 
 // address is where its gate listens, or "".
@@ -51,8 +93,9 @@ func (a *allocation) address() string {
 	if a.AllocatedResources == nil {
 		return ""
 	}
+	label := cmp.Or(a.label, leapcell.PortLabel)
 	for _, p := range a.AllocatedResources.Shared.Ports {
-		if p.Label == leapcell.PortLabel && p.HostIP != "" && p.Value > 0 {
+		if p.Label == label && p.HostIP != "" && p.Value > 0 {
 			return net.JoinHostPort(p.HostIP, strconv.Itoa(p.Value))
 		}
 	}
@@ -68,23 +111,31 @@ func (a *allocation) terminal() bool {
 // Nomad knows late, and the gate holds requests until it does.
 func (a *allocation) takesRequests() bool {
 	return a.DesiredStatus == api.AllocDesiredStatusRun && !a.terminal() && a.address() != "" &&
-		a.ClientStatus != api.AllocClientStatusUnknown
+		a.ClientStatus != api.AllocClientStatusUnknown && !a.pausing()
 }
 
 // willReturn reports whether Nomad is to replace it by itself.
 func (a *allocation) willReturn() bool {
 	return a.DesiredStatus == api.AllocDesiredStatusRun && a.NextAllocation == "" &&
-		(a.ClientStatus == api.AllocClientStatusFailed || a.ClientStatus == api.AllocClientStatusLost)
+		(a.ClientStatus == api.AllocClientStatusFailed || a.ClientStatus == api.AllocClientStatusLost || a.pausing())
 }
 
 // allocations follows the instances.
 type allocations struct {
 	nomad *nomad
-	table *Table
+	table instanceTable
+	plain bool   // they are of jobs that the platform did not deploy
 	index uint64 // of the last thing seen
 	// listedAt is the index of the last full list.
 	listedAt uint64
 	known    map[string]map[string]*allocation // by deployment and ID: those that take requests or will return
+}
+
+// instanceTable is where the instances are published: see [Table].
+type instanceTable interface {
+	wasListed() bool
+	publishAll(instances map[string][]leapcell.Instance, restarting map[string]bool)
+	publishSome(some map[string][]leapcell.Instance, restarting map[string]bool)
 }
 
 // run returns only with an error; the next run goes on from the index it came to. The
@@ -165,7 +216,7 @@ func read(ctx context.Context, dec *json.Decoder, out chan<- message) error {
 func (a *allocations) list(ctx context.Context) error {
 	var all []*allocation
 	meta, err := a.nomad.client.Raw().Query("/v1/allocations", &all,
-		a.nomad.query(ctx, &api.QueryOptions{Params: map[string]string{"resources": "true", "task_states": "false"}}))
+		a.nomad.query(ctx, &api.QueryOptions{Params: map[string]string{"resources": "true", "task_states": strconv.FormatBool(a.plain)}}))
 	if err != nil {
 		return fmt.Errorf("list the allocations: %w", err)
 	}
@@ -173,10 +224,12 @@ func (a *allocations) list(ctx context.Context) error {
 	before := a.known
 	a.known = map[string]map[string]*allocation{}
 	for _, alloc := range all {
-		a.note(alloc)
+		for _, one := range a.entries(alloc) {
+			a.note(one)
+		}
 	}
 	a.index, a.listedAt = meta.LastIndex, meta.LastIndex // lower than before when Nomad's state is another one
-	if before != nil && same(before, a.known) && a.table.now.Load().instances != nil {
+	if before != nil && same(before, a.known) && a.table.wasListed() {
 		return nil
 	}
 	instances := map[string][]leapcell.Instance{}
@@ -197,8 +250,10 @@ func (a *allocations) apply(m message) {
 		if alloc == nil || alloc.ModifyIndex <= a.listedAt {
 			continue // the list has shown it, or what came of it
 		}
-		if a.note(alloc) {
-			touched[alloc.JobID] = nil
+		for _, one := range a.entries(alloc) {
+			if a.note(one) {
+				touched[one.JobID] = nil
+			}
 		}
 	}
 	a.index = max(a.index, m.Index)
@@ -209,6 +264,14 @@ func (a *allocations) apply(m message) {
 		touched[deployment] = a.instances(deployment)
 	}
 	a.table.publishSome(touched, a.restarting())
+}
+
+// entries are what the table has for one allocation.
+func (a *allocations) entries(alloc *allocation) []*allocation {
+	if a.plain {
+		return alloc.split()
+	}
+	return []*allocation{alloc}
 }
 
 // note takes one allocation in and reports whether that changed anything that matters.

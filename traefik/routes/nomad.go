@@ -18,7 +18,10 @@ import (
 type Config struct {
 	Client    *api.Client
 	Namespace string // of services and of their route variables
-	Log       *slog.Logger
+	// Jobs are the namespaces of jobs that the platform did not deploy and that may ask for
+	// the edge in their meta.
+	Jobs []string
+	Log  *slog.Logger
 }
 
 // New makes a table; [Run] keeps it up to date.
@@ -32,10 +35,18 @@ func (t *Table) Run(ctx context.Context, cfg Config) {
 	}
 	v := &variables{nomad: n, table: t}
 	a := &allocations{nomad: n, table: t}
-	var both sync.WaitGroup
-	both.Go(func() { n.follow(ctx, "routes", v.run) })
-	both.Go(func() { n.follow(ctx, "instances", a.run) })
-	both.Wait()
+	t.expectJobs(cfg.Jobs)
+	var all sync.WaitGroup
+	all.Go(func() { n.follow(ctx, "routes", v.run) })
+	all.Go(func() { n.follow(ctx, "instances", a.run) })
+	for _, namespace := range cfg.Jobs {
+		n := &nomad{client: n.client, namespace: namespace, log: n.log.With("namespace", namespace), table: t}
+		j := &jobs{nomad: n, table: t}
+		a := &allocations{nomad: n, table: jobInstances{t, namespace}, plain: true}
+		all.Go(func() { n.follow(ctx, "jobs", j.run) })
+		all.Go(func() { n.follow(ctx, "instances", a.run) })
+	}
+	all.Wait()
 }
 
 // nomad is what the two followers share.
@@ -128,6 +139,9 @@ func (s *Scaler) Wake(ctx context.Context, route *leapcell.Route) error {
 }
 
 func (s *Scaler) wake(ctx context.Context, route *leapcell.Route) error {
+	if route.Plain != nil {
+		return wakeJob(ctx, s.cfg.Client, route)
+	}
 	namespace := route.Namespace
 	if namespace == "" {
 		namespace = s.cfg.Namespace

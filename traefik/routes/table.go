@@ -1,7 +1,6 @@
 package routes
 
 import (
-	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,7 +25,10 @@ type state struct {
 	// restarting are the deployments of which an instance failed and that Nomad brings
 	// back by itself.
 	restarting map[string]bool
-	changed    chan struct{} // closed when another state is published
+	// parts and jobSites are of the jobs that the platform did not deploy.
+	parts    parts
+	jobSites sites
+	changed  chan struct{} // closed when another state is published
 }
 
 func newTable() *Table {
@@ -40,24 +42,43 @@ func newTable() *Table {
 // Ready reports whether both tables were read once.
 func (t *Table) Ready() bool {
 	s := t.now.Load()
-	return s.routes != nil && s.instances != nil
+	return s.routes != nil && s.instances != nil && s.parts.ready()
 }
 
-// Route is the route of a path of a host, or nil.
+// Route is the route of a path of a host, or nil. Services of the platform go before other
+// jobs.
 func (t *Table) Route(host, path string) *leapcell.Route {
-	return t.now.Load().routes.route(host, path)
+	s := t.now.Load()
+	if route := s.routes.route(host, path); route != nil {
+		return route
+	}
+	return s.jobSites.route(host, path)
 }
 
 // Instances are the instances of a deployment that take requests.
 func (t *Table) Instances(deployment string) []leapcell.Instance {
-	return t.now.Load().instances[deployment]
+	s := t.now.Load()
+	if list := s.instances[deployment]; list != nil {
+		return list
+	}
+	if p := s.parts.of(deployment); p != nil {
+		return p.instances[deployment]
+	}
+	return nil
 }
 
 // Changed is closed when a later state is there.
 func (t *Table) Changed() <-chan struct{} { return t.now.Load().changed }
 
 // Restarting reports whether Nomad is about to replace a failed instance of the deployment.
-func (t *Table) Restarting(deployment string) bool { return t.now.Load().restarting[deployment] }
+func (t *Table) Restarting(deployment string) bool {
+	s := t.now.Load()
+	if s.restarting[deployment] {
+		return true
+	}
+	p := s.parts.of(deployment)
+	return p != nil && p.restarting[deployment]
+}
 
 // Sizes are the number of hosts, of deployments with instances, and of these instances, for
 // metrics.
@@ -104,6 +125,9 @@ func (t *Table) publishRoutes(routes sites, index uint64) {
 	t.publish(func(next *state) { next.routes, next.index = routes, index })
 }
 
+// wasListed reports whether all instances were published once.
+func (t *Table) wasListed() bool { return t.now.Load().instances != nil }
+
 // publishAll replaces all instances.
 func (t *Table) publishAll(instances map[string][]leapcell.Instance, restarting map[string]bool) {
 	t.publish(func(next *state) { next.instances, next.restarting = instances, restarting })
@@ -112,14 +136,6 @@ func (t *Table) publishAll(instances map[string][]leapcell.Instance, restarting 
 // publishSome replaces what is known of some deployments.
 func (t *Table) publishSome(some map[string][]leapcell.Instance, restarting map[string]bool) {
 	t.publish(func(next *state) {
-		next.instances = maps.Clone(next.instances)
-		for deployment, list := range some {
-			if len(list) == 0 {
-				delete(next.instances, deployment)
-			} else {
-				next.instances[deployment] = list
-			}
-		}
-		next.restarting = restarting
+		next.instances, next.restarting = replaced(next.instances, some), restarting
 	})
 }

@@ -51,7 +51,11 @@ func (s *service) heard(in *instance, code leapcell.Code) {
 		return
 	}
 	in.start.Store(startFailed)
-	now := time.Now()
+	s.startFailed(time.Now())
+}
+
+// startFailed notes a start that failed. Called with mu held.
+func (s *service) startFailed(now time.Time) {
 	if s.backoff.until.After(now) {
 		return // of the same start: they waited together
 	}

@@ -10,6 +10,9 @@
 // Start reading at [Handler.ServeHTTP]. [service] holds the slots and the queue of one
 // service, its pump is the one flight that wakes it; exchange.go speaks HTTP to a gate.
 //
+// A job that the platform did not deploy has no gate: its requests go straight to the app, and
+// its edge puts it to sleep (job.go).
+//
 // The package imports the standard library and the nouns only: the tables come in through
 // [Table], Nomad through [Scaler].
 package wake

@@ -114,6 +114,9 @@ func (x *exchange) run() result {
 	if err := x.writeHead(hasBody); err != nil {
 		return x.fail(err)
 	}
+	if hasBody && x.slot.in.plain {
+		x.body = startBody(x.conn, x.r)
+	}
 	for {
 		resp, err := http.ReadResponse(x.conn.r, x.r)
 		if err != nil {
@@ -133,7 +136,7 @@ func (x *exchange) run() result {
 			if !x.passInformation(resp) {
 				return x.fail(context.Canceled)
 			}
-		case resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get(leapcell.HeaderGone) != "" && x.body == nil:
+		case resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get(leapcell.HeaderGone) != "" && x.body == nil && !x.slot.in.plain:
 			return gateGone
 		default:
 			return x.passAnswer(resp, hasBody)
@@ -160,7 +163,9 @@ func (x *exchange) writeHead(hasBody bool) error {
 			writeField(w, name, v)
 		}
 	}
-	writeField(w, leapcell.HeaderInstance, x.slot.in.id)
+	if !x.slot.in.plain {
+		writeField(w, leapcell.HeaderInstance, x.slot.in.id)
+	}
 	if x.call.protocol != "" {
 		writeField(w, "Connection", "Upgrade")
 		writeField(w, "Upgrade", x.call.protocol)
@@ -179,7 +184,7 @@ func (x *exchange) writeHead(hasBody bool) error {
 	case r.Method == http.MethodPost || r.Method == http.MethodPut || r.Method == http.MethodPatch:
 		writeField(w, "Content-Length", "0")
 	}
-	if hasBody {
+	if hasBody && !x.slot.in.plain { // plain apps need not know this
 		writeField(w, "Expect", "100-continue")
 		if x.call.expects {
 			writeField(w, leapcell.HeaderExpect, "100-continue")
@@ -229,6 +234,9 @@ func (x *exchange) passInformation(resp *http.Response) bool {
 func (x *exchange) passAnswer(resp *http.Response, hasBody bool) result {
 	defer resp.Body.Close()
 	firstByte := time.Now()
+	if x.slot.in.plain {
+		dropPlatform(resp.Header) // only a gate may say such things
+	}
 	code := resp.Header.Get(leapcell.HeaderError)
 	timing, gateFailed := resp.Header.Get(leapcell.HeaderTiming), code != ""
 	x.service.heard(x.slot.in, leapcell.Code(code))

@@ -42,6 +42,8 @@ type Config struct {
 	Scaler Scaler
 	// Dial connects to the address of a gate; the default is TCP.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
+	// Jobs are those that the platform did not deploy; nil for none.
+	Jobs Jobs
 	// QueueLimit bounds the requests held for one service; the default is the contract's.
 	QueueLimit int
 	// Observer hears of each request; nil for nobody.
@@ -55,6 +57,7 @@ type Handler struct {
 	cfg      Config
 	services sync.Map // key of a route -> *service
 	load     chan struct{}
+	use      chan struct{} // a plain job is used that was not lately
 	sums     sums
 
 	closed     chan struct{} // ends the background work
@@ -76,7 +79,11 @@ func New(cfg Config) *Handler {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Handler{cfg: cfg, load: make(chan struct{}, 1), closed: make(chan struct{})}
+	h := &Handler{cfg: cfg, load: make(chan struct{}, 1), use: make(chan struct{}, 1), closed: make(chan struct{})}
+	if cfg.Jobs != nil {
+		h.background.Go(h.tend)
+	}
+	return h
 }
 
 // ServeHTTP answers one request.

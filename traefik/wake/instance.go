@@ -19,6 +19,7 @@ const (
 // service's mu.
 type instance struct {
 	id, address string
+	plain       bool // no gate stands before it
 	inFlight    int
 	reachable   bool // a dial has succeeded and none has failed since
 	dialling    bool
@@ -72,7 +73,7 @@ func (in *instance) get() *gateConn {
 		c := in.idle[n-1]
 		in.idle = in.idle[:n-1]
 		in.conns.Unlock()
-		if c.alive() {
+		if c.alive() && (!in.plain || time.Since(c.since) < plainIdleFor) {
 			return c
 		}
 		c.Close()

@@ -140,11 +140,14 @@ func (s *service) ask(route *leapcell.Route) {
 func (s *service) reach(in *instance) {
 	began := time.Now()
 	for {
-		conn, err := s.h.cfg.Dial(context.Background(), in.address)
+		conn, err := s.open(in)
 		s.mu.Lock()
 		if err == nil {
-			in.put(newGateConn(conn))
+			in.put(conn)
 			in.reachable, in.dialling = true, false
+			if s.plain() { // no gate has said more of its start than this
+				in.start.CompareAndSwap(startFailed, startUnknown)
+			}
 			s.dialled = time.Now()
 			s.dispatch()
 			s.kickPump()
@@ -158,16 +161,10 @@ func (s *service) reach(in *instance) {
 			s.mu.Unlock()
 			return
 		}
-		s.mu.Unlock()
 		// There is no event for "the port is bound": the gate binds it within
 		// milliseconds of the allocation's appearance.
-		pause := time.Millisecond
-		switch {
-		case waited > 5*time.Second:
-			pause = 20 * time.Millisecond
-		case !wanted:
-			pause = 5 * time.Millisecond
-		}
+		pause := s.retryDial(waited, wanted)
+		s.mu.Unlock()
 		select {
 		case <-time.After(pause):
 		case <-s.h.closed:

@@ -85,6 +85,7 @@ type service struct {
 	dialled    time.Time
 	deployment string
 	backoff    backoff // after starts that failed
+	hours      hours   // of a plain job
 }
 
 func newService(h *Handler, id string) *service {
@@ -173,8 +174,11 @@ func (s *service) wait(ctx context.Context, w *waiter, place *list.Element) (*sl
 			s.kickPump()
 		}
 	}
-	if no == refuseNotReady && s.anyReachable() {
+	switch {
+	case no == refuseNotReady && s.anyReachable():
 		no = refuseNoSlot
+	case no == refuseNotReady:
+		s.startTimedOut()
 	}
 	s.h.noteLoad()
 	return nil, no
@@ -193,6 +197,7 @@ func (s *service) release(got *slot) {
 func (s *service) giveBack(got *slot) {
 	got.in.inFlight--
 	s.inFlight--
+	s.noteUse()
 	s.dispatch()
 }
 
@@ -229,13 +234,14 @@ func (s *service) setInstances(now []leapcell.Instance) {
 	for _, n := range now {
 		in := find(before, n)
 		if in == nil {
-			in = &instance{id: n.ID, address: n.Address}
+			in = &instance{id: n.ID, address: n.Address, plain: s.plain()}
 		}
 		s.instances = append(s.instances, in)
 	}
 	for _, in := range before {
 		if find(s.instances, leapcell.Instance{ID: in.id, Address: in.address}) == nil {
 			in.retire()
+			s.leftTable(in)
 		}
 	}
 	// A new instance takes its share at once, not only when the others are full.
@@ -289,6 +295,7 @@ func (s *service) pick() *instance {
 func (s *service) take(in *instance) *slot {
 	in.inFlight++
 	s.inFlight++
+	s.noteUse()
 	return &slot{in: in, asked: s.asked, dialled: s.dialled}
 }
 
@@ -338,7 +345,7 @@ func (s *service) load() (leapcell.EdgeService, bool) {
 	s.refresh()
 	idle := s.inFlight == 0 && s.queue.Len() == 0
 	load := leapcell.EdgeService{ServiceID: s.id, Deployment: s.deployment, InFlight: s.inFlight,
-		Queued: s.queue.Len(), Requests: s.requests.Load()}
+		Queued: s.queue.Len(), Requests: s.requests.Load(), Plain: s.plain()}
 	if s.route != nil {
 		load.ServiceID, load.Preview = s.route.ServiceID, s.route.Preview
 	}
