@@ -7,8 +7,10 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/traefik/traefik/v3/pkg/config/dynamic"
 	"github.com/traefik/traefik/v3/pkg/proxy/httputil"
@@ -42,6 +44,15 @@ func BenchmarkProxy(b *testing.B) {
 		route: leapcell.Route{ServiceID: "s", Deployment: "d", Concurrency: leapcell.MaxConcurrency}}
 	ours := wake.New(wake.Config{Table: table, Scaler: table})
 	defer ours.Close()
+	log, err := openAccessLog(filepath.Join(b.TempDir(), "access.log"), nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer log.Close()
+	metered := wake.New(wake.Config{Table: table, Scaler: table, Observer: newFigures(100)})
+	defer metered.Close()
+	logged := wake.New(wake.Config{Table: table, Scaler: table, Observer: observers{newFigures(100), log}})
+	defer logged.Close()
 
 	transports := service.NewTransportManager(nil)
 	transports.Update(map[string]*dynamic.ServersTransport{"default@internal": {MaxIdleConnsPerHost: 200}})
@@ -58,6 +69,7 @@ func BenchmarkProxy(b *testing.B) {
 				}}}
 			defer client.CloseIdleConnections()
 			b.SetParallelism(8)
+			b.ReportAllocs()
 			var once sync.Once
 			b.RunParallel(func(pb *testing.PB) {
 				for pb.Next() {
@@ -77,4 +89,26 @@ func BenchmarkProxy(b *testing.B) {
 	b.Run("direct", run(target))
 	b.Run("traefik", run(plainAddress))
 	b.Run("wake", run(wakeAddress))
+	meteredAddress, _ := startFront(b, Config{}, metered)
+	b.Run("wake+metrics", run(meteredAddress))
+	loggedAddress, _ := startFront(b, Config{}, logged)
+	b.Run("wake+metrics+log", run(loggedAddress))
+}
+
+// BenchmarkObservers is what one request costs to be counted and written down.
+func BenchmarkObservers(b *testing.B) {
+	log, err := openAccessLog(filepath.Join(b.TempDir(), "access.log"), nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer log.Close()
+	for name, o := range map[string]wake.Observer{"metrics": newFigures(100), "log": log} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			v := visitOf("s", time.Now())
+			for b.Loop() {
+				o.Visited(v)
+			}
+		})
+	}
 }
