@@ -87,7 +87,16 @@ func (t *Table) Sizes() (hosts, deployments, instances int) {
 	for _, list := range s.instances {
 		instances += len(list)
 	}
-	return len(s.routes), len(s.instances), instances
+	hosts, deployments = len(s.routes)+len(s.jobSites), len(s.instances)
+	for _, p := range s.parts {
+		for _, route := range p.routes {
+			if list := p.instances[route.Deployment]; len(list) > 0 {
+				deployments++
+				instances += len(list)
+			}
+		}
+	}
+	return hosts, deployments, instances
 }
 
 // Ages are the times since Nomad said last what routes and what instances there are; before

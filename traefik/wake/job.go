@@ -60,8 +60,9 @@ func (s *service) noteUse() {
 	if !s.plain() || s.route.DormantAfter <= 0 {
 		return
 	}
-	s.hours.used = time.Now()
-	if s.hours.claimed.Before(s.hours.used.Add(time.Duration(s.route.DormantAfter))) {
+	t := &s.hours
+	t.used = time.Now()
+	if t.claimed.Before(t.used.Add(time.Duration(s.route.DormantAfter))) && !t.claimAgain.After(t.used) {
 		select {
 		case s.h.use <- struct{}{}:
 		default:
