@@ -2,6 +2,8 @@ package metrics
 
 import (
 	"net/http/httptest"
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -81,5 +83,33 @@ func TestServicesAboveTheLimitShareALabel(t *testing.T) {
 	}
 	if strings.Contains(got, `"b"`) || strings.Contains(got, `"c"`) {
 		t.Errorf("services above the limit have labels:\n%s", got)
+	}
+}
+
+var metricName = regexp.MustCompile(`leapcelld_[a-z_]+`)
+
+// What the manual and the dashboard ask for must exist.
+func TestDocumentedMetricsExist(t *testing.T) {
+	f := &fixed{figures: wake.Figures{Leading: true, Instances: map[string]wake.Size{"a": {}}}, usage: map[string]leapcell.Counters{"a": {}}}
+	m := New(Config{Scaler: f, Usage: f, Services: 1})
+	m.Called("/", 200, 0)
+	have := map[string]bool{}
+	for _, name := range metricName.FindAllString(scrape(t, m), -1) {
+		have[name] = true
+	}
+	for _, file := range []string{"../../docs/operations.md", "../../docs/grafana.json"} {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		names := metricName.FindAllString(string(b), -1)
+		if len(names) == 0 {
+			t.Errorf("%s names no metric: the test looks in the wrong place", file)
+		}
+		for _, name := range names {
+			if !have[name] && name != "leapcelld_usage_" { // all of these
+				t.Errorf("%s names %s, which the control plane does not have", file, name)
+			}
+		}
 	}
 }
