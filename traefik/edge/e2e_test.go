@@ -222,7 +222,9 @@ func (n *nomadAgent) start() {
 	if err := n.cmd.Start(); err != nil {
 		n.t.Fatalf("nomad: %v (set NOMAD_BIN)", err)
 	}
-	n.eventually("a ready node", func() bool {
+	// A new server may get its node's registration before it has made its keys, and refuse it;
+	// Nomad tries again after 15 to 30 seconds.
+	n.within(3*patience, "a ready node", func() bool {
 		nodes, _, err := n.client.Nodes().List(nil)
 		return err == nil && len(nodes) == 1 && nodes[0].Status == "ready"
 	})
@@ -239,7 +241,12 @@ func (n *nomadAgent) stop() {
 // eventually is for what Nomad gives no event for.
 func (n *nomadAgent) eventually(what string, ok func() bool) {
 	n.t.Helper()
-	for end := time.Now().Add(patience); !ok(); time.Sleep(50 * time.Millisecond) {
+	n.within(patience, what, ok)
+}
+
+func (n *nomadAgent) within(limit time.Duration, what string, ok func() bool) {
+	n.t.Helper()
+	for end := time.Now().Add(limit); !ok(); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(end) {
 			log, _ := os.ReadFile(filepath.Join(n.dir, "agent.log"))
 			n.t.Fatalf("waited in vain for %s; the end of Nomad's log:\n%s", what, log[max(0, len(log)-3000):])
