@@ -46,6 +46,7 @@ var refusedWith = map[string]string{
 var refusedFile = []string{"EROFS", "EACCES", "EPERM", "ENOENT", "ENXIO", "ENODEV", "EINVAL", "empty: EOF", "EISDIR", "ENOTDIR", "empty: <nil>"}
 
 func TestMust_FS5_NoWayOut(t *testing.T) {
+	t.Parallel()
 	unique := make([]byte, 6)
 	_, _ = rand.Read(unique) // never fails
 	name := "leapcell-test-" + hex.EncodeToString(unique)
@@ -79,6 +80,7 @@ func TestMust_FS5_NoWayOut(t *testing.T) {
 
 // Whatever a walk through the whole tree finds to be writable must be known here.
 func TestMust_FS1_NothingElseIsWritable(t *testing.T) {
+	t.Parallel()
 	modes(t, func(t *testing.T, mode leapcell.Mode, s *harness.Service) {
 		var r struct{ Found []string }
 		s.Read(t, "/writable", &r)
@@ -100,6 +102,7 @@ func TestMust_FS1_NothingElseIsWritable(t *testing.T) {
 // A working directory that is a link to an open descriptor of the runtime once led to the
 // machine's own tree (CVE-2024-21626).
 func TestMust_FS5_WorkingDirectoryIsInside(t *testing.T) {
+	t.Parallel()
 	for _, number := range []int{7, 8} {
 		t.Run(fmt.Sprint(number), func(t *testing.T) {
 			s := harness.Get(t).Create(t, harness.Spec{Settings: leapcell.Settings{StartTimeout: leapcell.Duration(5 * time.Second)}})

@@ -64,6 +64,7 @@ func TestMust_CP3_BusyLoopGetsTheCap(t *testing.T) {
 
 // Until it listens an instance has a whole core, however small it is.
 func TestMust_CP3_StartHasAWholeCore(t *testing.T) {
+	t.Parallel()
 	s := harness.Get(t).Probe(t, harness.Spec{
 		Settings: leapcell.Settings{MemoryMB: 128}, Env: map[string]string{"LISTEN_DELAY": "3s"},
 	})
@@ -107,6 +108,7 @@ func TestMust_CP1_MemoryIsTheOnlySize(t *testing.T) {
 }
 
 func TestMust_CP2_VisibleCores(t *testing.T) {
+	t.Parallel()
 	for memory, want := range map[int]int{128: 1, 1769: 1, 1770: 2, 3539: 3} {
 		t.Run(fmt.Sprint(memory), func(t *testing.T) {
 			want := min(want, runtime.NumCPU()) // no machine shows cores that it lacks
@@ -136,6 +138,7 @@ type count struct {
 }
 
 func TestMust_CP4_IdleInstanceIsSuspended(t *testing.T) {
+	t.Parallel()
 	s := harness.Get(t).Probe(t, harness.Spec{})
 	inside := s.Inside(t, instanceOf(t, s))
 	group := inside.Cgroup()
@@ -178,6 +181,7 @@ func TestMust_CP4_BusyInstanceIsNot(t *testing.T) {
 }
 
 func TestMust_CP4_PersistentIsNeverSuspended(t *testing.T) {
+	t.Parallel()
 	s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{Mode: leapcell.Persistent, MaxInstances: 1}})
 	var before, after count
 	s.Read(t, "/counter", &before)

@@ -3,7 +3,9 @@
 // compare that with the clause, and where an instance cannot know, with what the machine
 // says.
 //
-// Nothing here asserts a time unless the clause itself is a number.
+// Nothing here asserts a time unless the clause itself is a number. Tests that mostly wait run
+// beside each other; those that measure, that wear the machine out or that kill a part of the
+// platform run alone, before them.
 package contract
 
 import (

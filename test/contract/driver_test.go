@@ -14,6 +14,7 @@ import (
 
 // A service can be switched either way at any time, under load, and is then what it was made.
 func TestMust_CP6_ServiceIsSwitchedEitherWay(t *testing.T) {
+	t.Parallel()
 	s := harness.Get(t).Probe(t, harness.Spec{})
 	load := s.Visitors(t, 2, "/sleep?ms=20")
 	for _, mode := range []leapcell.Mode{leapcell.Persistent, leapcell.Serverless} {
@@ -49,6 +50,7 @@ func TestMust_CP6_ServiceIsSwitchedEitherWay(t *testing.T) {
 
 // The kernel's verdict is said where an operator looks: with the limit and what was used.
 func TestMust_ID6_OutOfMemoryIsAnEvent(t *testing.T) {
+	t.Parallel()
 	modes(t, func(t *testing.T, _ leapcell.Mode, s *harness.Service) {
 		alloc := s.Get(t, "/").Instance()
 		if r := s.Get(t, "/exhaust?what=memory"); r.Status == http.StatusOK {

@@ -306,6 +306,7 @@ func hostAddresses(t *testing.T) []netip.Addr {
 }
 
 func TestMust_ID4_HostAndPlatformAreRefused(t *testing.T) {
+	t.Parallel()
 	port := strconv.Itoa(host(t))
 	if c, err := net.Dial("tcp", net.JoinHostPort(hostAddresses(t)[0].String(), port)); err != nil {
 		t.Fatalf("the port is closed even here: %v", err)
@@ -347,6 +348,7 @@ func TestMust_ID4_HostAndPlatformAreRefused(t *testing.T) {
 }
 
 func TestMust_ID4_PrivateRangesAndNeighboursAreRefused(t *testing.T) {
+	t.Parallel()
 	elsewhere(t, "10.98.75.1", "10.98.75.2") // one that would answer
 	neighbour := instanceAddress(t, harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{Mode: leapcell.Persistent}}))
 	modes(t, func(t *testing.T, _ leapcell.Mode, s *harness.Service) {
@@ -363,6 +365,7 @@ func TestMust_ID4_PrivateRangesAndNeighboursAreRefused(t *testing.T) {
 }
 
 func TestMust_ID4_NoIPv6ButLoopback(t *testing.T) {
+	t.Parallel()
 	s := harness.Get(t).Probe(t, harness.Spec{})
 	for _, name := range []string{"if_inet6", "ipv6_route"} {
 		var r struct{ Err, Text string }
@@ -376,6 +379,7 @@ func TestMust_ID4_NoIPv6ButLoopback(t *testing.T) {
 }
 
 func TestMust_ID4_NobodyPretendsToBeElsewhere(t *testing.T) {
+	t.Parallel()
 	elsewhere(t, internetHost, internet)
 	s := harness.Get(t).Probe(t, harness.Spec{})
 	try := func(q url.Values) string {

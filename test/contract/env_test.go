@@ -247,6 +247,7 @@ func searchAPI(t *testing.T, s search, service *harness.Service) {
 }
 
 func TestMust_EN3_NamesAndSize(t *testing.T) {
+	t.Parallel()
 	s := harness.Get(t).Create(t, harness.Spec{})
 	refused := func(values map[string]string, status int, says string) {
 		t.Helper()

@@ -22,6 +22,7 @@ func write(t *testing.T, s *harness.Service, path string) tried {
 }
 
 func TestMust_FS1_RootIsReadOnly(t *testing.T) {
+	t.Parallel()
 	s := harness.Get(t).Probe(t, harness.Spec{})
 	for _, path := range []string{"/new", "/app/new", "/app/probe", "/etc/hosts", "/etc/new", "/usr/bin/new", "/var/tmp/new", "/home/new", "/root/new", "/run/new", "/bin/sh"} {
 		if r := write(t, s, path); !slices.Contains([]string{"EROFS", "EACCES"}, r.Err) {
@@ -36,6 +37,7 @@ func TestMust_FS1_RootIsReadOnly(t *testing.T) {
 }
 
 func TestMust_FS1_PersistentRootIsWritable(t *testing.T) {
+	t.Parallel()
 	s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{Mode: leapcell.Persistent, MinInstances: 2, MaxInstances: 2}})
 	if r := write(t, s, "/app/new"); r.Err != "" {
 		t.Fatalf("writing /app/new: %s %s", r.Err, r.Text)
@@ -65,6 +67,7 @@ func TestMust_FS1_PersistentRootIsWritable(t *testing.T) {
 }
 
 func TestMust_FS2_TmpIsPrivate(t *testing.T) {
+	t.Parallel()
 	modes(t, func(t *testing.T, mode leapcell.Mode, s *harness.Service) {
 		if r := write(t, s, "/tmp/mine"); r.Err != "" {
 			t.Fatalf("writing /tmp/mine: %s %s", r.Err, r.Text)
@@ -85,6 +88,7 @@ func TestMust_FS2_TmpIsPrivate(t *testing.T) {
 }
 
 func TestMust_FS2_TmpSize(t *testing.T) {
+	t.Parallel()
 	for memory, want := range map[int]int{128: 128, 1024: 512} {
 		s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{MemoryMB: memory}})
 		var fs struct {
@@ -99,6 +103,7 @@ func TestMust_FS2_TmpSize(t *testing.T) {
 }
 
 func TestMust_FS3_SharedMemory(t *testing.T) {
+	t.Parallel()
 	modes(t, func(t *testing.T, mode leapcell.Mode, s *harness.Service) {
 		r := write(t, s, "/dev/shm/new")
 		if mode == leapcell.Serverless {
@@ -122,6 +127,7 @@ func TestMust_FS3_SharedMemory(t *testing.T) {
 }
 
 func TestMust_FS4_KernelFilesAreMasked(t *testing.T) {
+	t.Parallel()
 	modes(t, func(t *testing.T, _ leapcell.Mode, s *harness.Service) {
 		mounts := mountsOf(t, s)
 		for _, path := range []string{"/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/sys"} {
@@ -169,6 +175,7 @@ func TestMust_FS4_KernelFilesAreMasked(t *testing.T) {
 }
 
 func TestMust_FS5_NothingOfTheHostIsVisible(t *testing.T) {
+	t.Parallel()
 	modes(t, func(t *testing.T, _ leapcell.Mode, s *harness.Service) {
 		expected := []string{"/", "/tmp", "/etc/resolv.conf", "/etc/hosts", "/etc/hostname"}
 		for path, m := range mountsOf(t, s) {
@@ -217,6 +224,7 @@ func TestMust_FS5_NothingOfTheHostIsVisible(t *testing.T) {
 // Where the layers of an image lie on the machine is of no use to an app, but it is a path
 // of the host, and a name that tells one operator's set-up from another's.
 func TestMust_FS5_MountTableNamesNoHostPath(t *testing.T) {
+	t.Parallel()
 	modes(t, func(t *testing.T, _ leapcell.Mode, s *harness.Service) {
 		for path, m := range mountsOf(t, s) {
 			if strings.Contains(m.line, harness.Get(t).Config.StateDir) {

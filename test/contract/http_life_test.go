@@ -13,6 +13,7 @@ import (
 )
 
 func TestMust_CP6_NeverSuspended(t *testing.T) {
+	t.Parallel()
 	s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{Mode: leapcell.Persistent}})
 	group := s.Inside(t, instanceOf(t, s)).Cgroup()
 	used := group.CPU(t)
@@ -97,6 +98,7 @@ func TestMust_LI5_CrashCostsOnlyWhatWasInFlight(t *testing.T) {
 
 // LI6: as many as were asked for, without a visitor and after a crash.
 func TestMust_LI6_AlwaysOn(t *testing.T) {
+	t.Parallel()
 	s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{
 		Mode: leapcell.Persistent, MinInstances: 2, MaxInstances: 3,
 		DormantAfter: leapcell.Duration(time.Second), ScaleInDelay: leapcell.Duration(500 * time.Millisecond),

@@ -96,6 +96,7 @@ func overHTTP2(t *testing.T) *http.Client {
 }
 
 func TestMust_RQ3_Sizes(t *testing.T) {
+	t.Parallel()
 	modes(t, func(t *testing.T, mode leapcell.Mode, s *harness.Service) {
 		fill := func(line string, n int) string { return line + strings.Repeat("x", n-len(line)-len("\r\n")) }
 		target := func(n int) string {
@@ -200,6 +201,7 @@ func counts(t *testing.T, s *harness.Service) counted {
 }
 
 func TestMust_RQ3_FramingIsUnambiguous(t *testing.T) {
+	t.Parallel()
 	modes(t, func(t *testing.T, _ leapcell.Mode, s *harness.Service) {
 		const smuggled = "GET /seen?name=smuggled HTTP/1.1\r\nHost: %s\r\n\r\n"
 		behind := fmt.Sprintf(smuggled, s.Host)
@@ -244,6 +246,7 @@ func TestMust_RQ3_FramingIsUnambiguous(t *testing.T) {
 
 // What HTTP has beside a request and an answer comes through unharmed.
 func TestMust_RQ4_HTTPComesThrough(t *testing.T) {
+	t.Parallel()
 	modes(t, func(t *testing.T, _ leapcell.Mode, s *harness.Service) {
 		t.Run("interim answers", func(t *testing.T) {
 			w := connect(t, s)
@@ -327,6 +330,7 @@ func TestMust_RQ4_HTTPComesThrough(t *testing.T) {
 }
 
 func TestMust_RQ4_UpgradeAndStreams(t *testing.T) {
+	t.Parallel()
 	modes(t, func(t *testing.T, mode leapcell.Mode, s *harness.Service) {
 		w := connect(t, s)
 		w.say("GET /ws HTTP/1.1", "", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")
@@ -424,6 +428,7 @@ func compiled(t *testing.T, pkg string) string {
 
 // From a client of gRPC over HTTP/2 through edge and gate to a server of gRPC.
 func TestMust_RQ4_GRPC(t *testing.T) {
+	t.Parallel()
 	p := harness.Get(t)
 	s := p.Probe(t, harness.Spec{
 		Settings: leapcell.Settings{Mode: leapcell.Persistent, BuildCommand: "chmod 755 app", StartCommand: "exec ./app"},
@@ -474,6 +479,7 @@ func TestMust_RQ4_GRPC(t *testing.T) {
 
 // Apps that speak nothing but HTTP/2 are found and served, whatever the visitor speaks.
 func TestMust_RQ4_AppsOfHTTP2(t *testing.T) {
+	t.Parallel()
 	s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{Mode: leapcell.Persistent}, Env: map[string]string{"PROBE_HTTP": "2"}})
 	for name, visitor := range map[string]*http.Client{"HTTP/1.1": harness.Get(t).HTTP, "HTTP/2": overHTTP2(t)} {
 		res, err := visitor.Post("http://"+s.Host+"/drain", "text/plain", strings.NewReader("hello"))
@@ -489,6 +495,7 @@ func TestMust_RQ4_AppsOfHTTP2(t *testing.T) {
 }
 
 func TestMust_RQ7_Headers(t *testing.T) {
+	t.Parallel()
 	modes(t, func(t *testing.T, _ leapcell.Mode, s *harness.Service) {
 		var got struct{ Header http.Header }
 		ask := func(more ...string) *http.Response {

@@ -24,6 +24,7 @@ type identity struct {
 }
 
 func TestMust_ID1_InstanceIsNobodySpecial(t *testing.T) {
+	t.Parallel()
 	modes(t, func(t *testing.T, _ leapcell.Mode, s *harness.Service) {
 		var id identity
 		s.Read(t, "/id", &id)
@@ -50,6 +51,7 @@ func TestMust_ID1_InstanceIsNobodySpecial(t *testing.T) {
 const noCaps = "0000000000000000"
 
 func TestMust_ID1_BuildRunsAsRoot(t *testing.T) {
+	t.Parallel()
 	s := harness.Get(t).Probe(t, harness.Spec{})
 	var r struct{ Err, Text string }
 	if s.Read(t, "/read?path=/app/built-by", &r); strings.TrimSpace(r.Text) != "0" {
@@ -58,6 +60,7 @@ func TestMust_ID1_BuildRunsAsRoot(t *testing.T) {
 }
 
 func TestMust_ID2_NamespacesOfItsOwn(t *testing.T) {
+	t.Parallel()
 	p := harness.Get(t)
 	a, b := p.Probe(t, harness.Spec{}), p.Probe(t, harness.Spec{})
 	var one, two identity
@@ -89,6 +92,7 @@ func TestMust_ID2_NamespacesOfItsOwn(t *testing.T) {
 }
 
 func TestMust_ID3_NoTerminalAndOutputIsTheLog(t *testing.T) {
+	t.Parallel()
 	modes(t, func(t *testing.T, _ leapcell.Mode, s *harness.Service) {
 		var in struct {
 			EOF, TTY bool
@@ -112,6 +116,7 @@ func TestMust_ID3_NoTerminalAndOutputIsTheLog(t *testing.T) {
 
 // What an app finds in its environment is its own, and a short list of the platform's.
 func TestMust_ID5_OnlyItsOwnVariables(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []leapcell.Mode{leapcell.Serverless, leapcell.Persistent} {
 		s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{Mode: mode}, Env: map[string]string{"MINE": "1", "LEAPCELL_MODE": "forged"}})
 		var env map[string]string

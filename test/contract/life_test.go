@@ -18,6 +18,7 @@ import (
 )
 
 func TestMust_LI1_ZeroOrMoreInstances(t *testing.T) {
+	t.Parallel()
 	t.Run("balance is per request", func(t *testing.T) {
 		s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{Mode: leapcell.Persistent, MinInstances: 2, MaxInstances: 2}})
 		harness.Eventually(t, aMinute, "two instances answer one visitor on one connection", func() bool {
@@ -48,6 +49,7 @@ func TestMust_LI1_ZeroOrMoreInstances(t *testing.T) {
 }
 
 func TestMust_LI3_InFlightFinishesThenSIGTERM(t *testing.T) {
+	t.Parallel()
 	modes(t, func(t *testing.T, mode leapcell.Mode, s *harness.Service) {
 		begin := make(chan struct{})
 		var wg sync.WaitGroup
@@ -78,6 +80,7 @@ func TestMust_LI3_InFlightFinishesThenSIGTERM(t *testing.T) {
 }
 
 func TestMust_LI3_FrozenInstanceHearsSIGTERM(t *testing.T) {
+	t.Parallel()
 	s := harness.Get(t).Probe(t, harness.Spec{})
 	alloc := s.Get(t, "/").Instance()
 	harness.Eventually(t, 5*time.Second, "the idle instance is suspended", s.Inside(t, alloc).Cgroup().Frozen)
@@ -86,6 +89,7 @@ func TestMust_LI3_FrozenInstanceHearsSIGTERM(t *testing.T) {
 }
 
 func TestMust_LI3_SIGTERMGoesToTheWholeGroup(t *testing.T) {
+	t.Parallel()
 	s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{StartCommand: "./probe child & ./probe & wait; wait; wait"}})
 	alloc := s.Get(t, "/").Instance()
 	s.Scale(t, 0)
@@ -96,6 +100,7 @@ func TestMust_LI3_SIGTERMGoesToTheWholeGroup(t *testing.T) {
 }
 
 func TestMust_LI3_SIGKILLAfterTheGrace(t *testing.T) {
+	t.Parallel()
 	s := harness.Get(t).Probe(t, harness.Spec{Env: map[string]string{"TERM_IGNORE": "1"}})
 	alloc := s.Get(t, "/").Instance()
 	inside := s.Inside(t, alloc)

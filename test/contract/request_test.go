@@ -14,6 +14,7 @@ import (
 )
 
 func TestMust_RQ1_LongRequestIsEnded(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []leapcell.Mode{leapcell.Serverless, leapcell.Persistent} {
 		t.Run(string(mode), func(t *testing.T) { checkLongRequest(t, mode) })
 	}
@@ -51,6 +52,7 @@ func TestMust_RQ1_TheContractsOwnText(t *testing.T) {
 }
 
 func TestMust_RQ2_BigResponses(t *testing.T) {
+	t.Parallel()
 	const most = leapcell.MaxResponseBytes
 	modes(t, func(t *testing.T, mode leapcell.Mode, s *harness.Service) {
 		for _, query := range []string{"", "&chunked=1"} {
@@ -98,6 +100,7 @@ func checkUnannounced(t *testing.T, mode leapcell.Mode, r harness.Reply, err err
 
 // A response of serverless mode is passed on as it comes, not kept until it is whole.
 func TestMust_RQ2_ResponsesAreStreamed(t *testing.T) {
+	t.Parallel()
 	s := harness.Get(t).Probe(t, harness.Spec{})
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+s.Host+"/big?bytes=10&chunked=1&pause=3000", nil)
 	if err != nil {

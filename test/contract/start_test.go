@@ -134,6 +134,7 @@ func probesComeQuickly(t *testing.T, mode leapcell.Mode) {
 }
 
 func TestMust_LC5_PortNotListening(t *testing.T) {
+	t.Parallel()
 	text := leapcell.PortNotListeningText(9123)
 	settings := leapcell.Settings{Port: 9123, StartTimeout: leapcell.Duration(time.Second)}
 
@@ -159,6 +160,7 @@ func TestMust_LC5_PortNotListening(t *testing.T) {
 }
 
 func TestMust_LC6_ExitIsTheOwnersToKnow(t *testing.T) {
+	t.Parallel()
 	const cause = "config file is missing: db=internal-7"
 	broken := map[string]string{"EXIT_CODE": "7", "EXIT_STDERR": cause}
 
@@ -197,6 +199,7 @@ func headerText(h http.Header) string {
 }
 
 func TestMust_LC7_ColdRequestsAreHeld(t *testing.T) {
+	t.Parallel()
 	for name, env := range map[string]map[string]string{
 		"port closed at first":         {"LISTEN_DELAY": "700ms"},
 		"port open but no HTTP spoken": {"EARLY_CLOSE": "700ms"},

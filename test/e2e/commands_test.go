@@ -14,6 +14,7 @@ const aptInstall = "apt-get update && apt-get install -y jq\n"
 // Commands that were written for the hosted platform work as they are, in every runtime.
 // Each app answers with what the package that apt-get installed says of itself.
 func TestUnmodifiedCommands(t *testing.T) {
+	t.Parallel()
 	for _, app := range []struct {
 		runtime, build, start string
 		files                 map[string]string

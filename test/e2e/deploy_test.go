@@ -33,6 +33,7 @@ func visit(t *testing.T, s *harness.Service) harness.Reply {
 }
 
 func TestSamples(t *testing.T) {
+	t.Parallel()
 	p := harness.Get(t)
 	url := repository(t, filepath.Join(p.Root, "examples"))
 	for _, name := range samples(t) {
@@ -58,6 +59,7 @@ func TestSamples(t *testing.T) {
 }
 
 func TestGitURLOnThePlatformsDisk(t *testing.T) {
+	t.Parallel()
 	p := harness.Get(t)
 	if r := p.CLI(t, "deploy", "--git", "file:///etc", "--name", harness.Name(t)); r.Code == 0 || !strings.Contains(r.Output, "file://") {
 		t.Errorf("%d %q", r.Code, r.Output)
@@ -104,6 +106,7 @@ func repository(t *testing.T, dir string) string {
 }
 
 func TestRollbackServesTheFormerVersion(t *testing.T) {
+	t.Parallel()
 	p := harness.Get(t)
 	s := p.Create(t, harness.Spec{Extra: map[string]string{"answer": "one"}})
 	first := s.Deploy(t)
@@ -135,6 +138,7 @@ func answers(t *testing.T, s *harness.Service, word string) {
 }
 
 func TestEnvTakesEffect(t *testing.T) {
+	t.Parallel()
 	p := harness.Get(t)
 	s := p.Probe(t, harness.Spec{Env: map[string]string{"GREETING": "one"}})
 	see := func(name string) string {
@@ -156,6 +160,7 @@ func TestEnvTakesEffect(t *testing.T) {
 }
 
 func TestDeleteLeavesNothing(t *testing.T) {
+	t.Parallel()
 	p := harness.Get(t)
 	s := p.Probe(t, harness.Spec{Env: map[string]string{"A": "1"}})
 	inside := s.Inside(t, s.Get(t, "/").Instance())
@@ -185,6 +190,7 @@ func TestDeleteLeavesNothing(t *testing.T) {
 }
 
 func TestLogsFollow(t *testing.T) {
+	t.Parallel()
 	p := harness.Get(t)
 	s := p.Probe(t, harness.Spec{})
 	s.Get(t, "/log?out=before-following")

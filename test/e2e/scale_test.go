@@ -12,6 +12,7 @@ import (
 )
 
 func TestColdStartAfterDormancy(t *testing.T) {
+	t.Parallel()
 	s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{DormantAfter: leapcell.Duration(2 * time.Second)}})
 	for range 3 {
 		harness.Eventually(t, time.Minute, "nothing of it runs", func() bool { return len(s.Allocs(t)) == 0 })

@@ -23,6 +23,7 @@ func under(t *testing.T, host, path string) (int, string, http.Header) {
 }
 
 func TestFormerDeploymentsAndTheirShare(t *testing.T) {
+	t.Parallel()
 	p := harness.Get(t)
 	s := p.Create(t, harness.Spec{
 		Extra:    map[string]string{"answer": "one"},
@@ -79,6 +80,7 @@ func TestFormerDeploymentsAndTheirShare(t *testing.T) {
 }
 
 func TestIgnoredRequestsWakeNothing(t *testing.T) {
+	t.Parallel()
 	s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{IgnorePaths: []string{"/healthz"}, IgnoreAgents: []string{"UptimeRobot"}}})
 	s.ToZero(t)
 	for range 5 {
@@ -97,6 +99,7 @@ func TestIgnoredRequestsWakeNothing(t *testing.T) {
 // Variables that break the start: visitors are told at once, and when to come back. Once
 // they are mended, so is the service.
 func TestServiceThatCannotStartIsLeftAlone(t *testing.T) {
+	t.Parallel()
 	s := harness.Get(t).Probe(t, harness.Spec{})
 	s.ToZero(t)
 	s.SetEnv(t, map[string]string{"EXIT_CODE": "3", "EXIT_STDERR": "no database"})

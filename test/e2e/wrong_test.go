@@ -83,26 +83,31 @@ func nothingRuns(t *testing.T, name string) {
 func yaml(lines ...string) string { return strings.Join(lines, "\n") + "\n" }
 
 func TestFailingBuildCommand(t *testing.T) {
+	t.Parallel()
 	wrong(t, map[string]string{"leapcell.yaml": yaml("runtime: go", `buildCommand: "echo before-it; echo the-cause >&2; exit 42"`, "startCommand: ./app")},
 		"42", "the-cause")
 }
 
 func TestBuildCommandThatDoesNotExist(t *testing.T) {
+	t.Parallel()
 	wrong(t, map[string]string{"leapcell.yaml": yaml("runtime: go", "buildCommand: no-such-tool --now", "startCommand: ./app")},
 		"127", "no-such-tool")
 }
 
 func TestWrongPort(t *testing.T) {
+	t.Parallel()
 	wrong(t, map[string]string{"leapcell.yaml": yaml("runtime: go", `buildCommand: "true"`, "startCommand: sleep 1000", "port: 9099", "startTimeout: 1s")},
 		leapcell.PortNotListeningText(9099))
 }
 
 func TestStartCommandThatExits(t *testing.T) {
+	t.Parallel()
 	wrong(t, map[string]string{"leapcell.yaml": yaml("runtime: go", `buildCommand: "true"`, `startCommand: "echo no config found >&2; exit 9"`)},
 		"9", "no config found")
 }
 
 func TestUnknownRuntime(t *testing.T) {
+	t.Parallel()
 	wrong(t, map[string]string{"leapcell.yaml": yaml("runtime: cobol", "startCommand: ./app")}, "cobol", "python", "go")
 }
 
@@ -122,16 +127,19 @@ func TestBadSettingsFile(t *testing.T) {
 
 // A runtime may have a start command of its own; when that finds nothing, it says so.
 func TestNoStartCommand(t *testing.T) {
+	t.Parallel()
 	wrong(t, map[string]string{"leapcell.yaml": yaml("runtime: go", `buildCommand: "true"`)}, "127", "./app")
 }
 
 func TestUploadOverTheLimit(t *testing.T) {
+	t.Parallel()
 	big := make([]byte, 101<<20)
 	_, _ = rand.Read(big) // so that it does not compress
 	wrong(t, map[string]string{"leapcell.yaml": yaml("runtime: go", "startCommand: ./app"), "big": string(big)}, "100")
 }
 
 func TestFolderAndGitURLThatDoNotExist(t *testing.T) {
+	t.Parallel()
 	p := harness.Get(t)
 	if r := p.CLI(t, "deploy", "/no/such/folder"); r.Code == 0 || !strings.Contains(r.Output, "/no/such/folder") {
 		t.Errorf("%d %q", r.Code, r.Output)

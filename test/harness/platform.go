@@ -34,7 +34,8 @@ type Platform struct {
 	HTTP *http.Client
 	Root string // of the checkout
 
-	probe []byte // the probe app, compiled
+	compiling sync.Mutex
+	probe     []byte // the probe app, compiled
 }
 
 // Acquire gives the platform that LEAPCELL_TEST_STATE names, else a new one, which release
@@ -63,7 +64,9 @@ func Acquire(ctx context.Context, args ...string) (p *Platform, release func() e
 
 // UpNew brings up a platform in a new folder, on ports of its own and without a sample.
 func UpNew(ctx context.Context, dir string, args ...string) error {
-	return command(ctx, append([]string{"up", "--state-dir", dir, "--free-ports", "--no-sample"}, args...)...)
+	return command(ctx, append([]string{"up", "--state-dir", dir, "--free-ports", "--no-sample",
+		// Tests wait for most of their time: several deploy at once.
+		"--set", "leapcelld.builds=3"}, args...)...)
 }
 
 // takeDown ends the platform in dir and compares the machine with what it was before.

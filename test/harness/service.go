@@ -339,6 +339,8 @@ func Eventually(t testing.TB, limit time.Duration, what string, ok func() bool) 
 // runs on every runtime and its build in the platform takes no time.
 func (p *Platform) compiled(t testing.TB) []byte {
 	t.Helper()
+	p.compiling.Lock()
+	defer p.compiling.Unlock()
 	if p.probe == nil {
 		out := filepath.Join(t.TempDir(), "probe")
 		cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", out, ".")
