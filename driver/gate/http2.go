@@ -113,6 +113,7 @@ func (p *passage) overHTTP2() {
 		p.up.abort = cancel
 	}
 	hints := &hints{p: p}
+	p.invite()
 	res, err := p.g.http2.transport.RoundTrip(p.outgoing(ctx, hints))
 	hints.end()
 	if err != nil {

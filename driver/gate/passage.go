@@ -42,6 +42,15 @@ func (p *passage) expects() bool {
 	return len(p.r.Header["Expect"]) > 0 // the server refuses other values
 }
 
+// invite asks for the body of a request that is about to be passed on, if its sender waits
+// only for a gate to take it. The server would ask when the body is first read, but not any
+// more once the answer has begun: an app that answers first would never get the body.
+func (p *passage) invite() {
+	if p.up != nil && p.small == nil && p.r.ProtoMajor == 1 && len(p.r.Header["Expect"]) > 0 && !p.expects() {
+		p.w.WriteHeader(http.StatusContinue)
+	}
+}
+
 // isSmall reports whether the body is read before a connection is taken.
 func (p *passage) isSmall() bool {
 	return p.up != nil && p.r.ContentLength > 0 && p.r.ContentLength <= smallBody && !p.expects()
@@ -64,6 +73,7 @@ func (p *passage) overHTTP1() {
 		p.settle(refused)
 		return
 	}
+	p.invite()
 	_ = c.SetDeadline(p.end)
 	// A visitor who leaves brings the deadline forward.
 	p.leave = context.AfterFunc(p.r.Context(), c.expire)

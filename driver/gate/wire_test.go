@@ -676,6 +676,30 @@ func TestBothDirectionsAtOnce(t *testing.T) {
 	}
 }
 
+// An edge keeps the body back until the gate asks for it: the gate does, also when the app
+// begins its answer before it reads.
+func TestAnswerBeforeTheBodyThroughAnEdge(t *testing.T) {
+	x := newWire(t, Config{Mode: leapcell.TaskPersistent}, func(conn net.Conn, in *bufio.Reader) {
+		r, err := http.ReadRequest(in)
+		if err != nil {
+			return
+		}
+		io.WriteString(conn, "HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n")
+		b, _ := io.ReadAll(r.Body)
+		fmt.Fprintf(conn, "%x\r\n%s\r\n0\r\n\r\n", len(b), b)
+	})
+	for range 100 {
+		v := x.connect()
+		v.say(head("POST / HTTP/1.1", "Host: a", "Transfer-Encoding: chunked", "Expect: 100-continue", leapcell.HeaderInstance+": alloc-1"))
+		if res, err := http.ReadResponse(v.in, nil); err != nil || res.StatusCode != http.StatusContinue {
+			t.Fatalf("the first word is %+v, %v", res, err)
+		}
+		v.say("5\r\nhello\r\n0\r\n\r\n")
+		v.want(200, "hello")
+		v.Close()
+	}
+}
+
 func TestRQ7_NamesThatLookAlike(t *testing.T) {
 	x := newWire(t, Config{}, nil)
 	v := x.connect()

@@ -64,7 +64,7 @@ func remember(next http.Handler) http.Handler {
 		me.mu.Lock()
 		if r.URL.Path == "/kaithhealth" {
 			me.Probes = append(me.Probes, probe{now, r.RemoteAddr, r.Host, r.Method})
-		} else if me.FirstAt == 0 {
+		} else if me.FirstAt == 0 && r.Method != "PRI" { // the probe of an app that may speak HTTP/2 only
 			me.FirstAt = now
 		}
 		me.mu.Unlock()
