@@ -45,11 +45,11 @@ lint: ## formatting, vet, staticcheck, documentation that is generated
 unit: ## unit tests, with the race detector; those that need Nomad or Vault use what is on PATH or in bin/
 	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -race -short -timeout 10m ./...
 
-e2e: build tools ## contract and end-to-end tests on a platform of their own (as root; RUN=TestName for some)
-	$(GO) run ./test/with $(GO) test -count=1 -p 1 -parallel 3 -timeout 40m -run '$(RUN)' ./test/contract ./test/e2e
+e2e: build tools ## contract and end-to-end tests on a platform of their own, less what takes long (as root; RUN=TestName for some)
+	LEAPCELL_TEST_QUICK=1 $(GO) run ./test/with $(GO) test -count=1 -p 1 -parallel 3 -timeout 40m -run '$(RUN)' ./test/contract ./test/e2e
 
 contract: build tools ## only the runtime contract, one test a clause (RUN=TestMust_FS)
-	$(GO) run ./test/with $(GO) test -count=1 -v -timeout 30m -run '$(RUN)' ./test/contract
+	$(GO) run ./test/with $(GO) test -count=1 -v -parallel 3 -timeout 30m -run '$(RUN)' ./test/contract
 
 test-v2: build tools ## the driver's tests and the contract's clauses in a virtual machine with cgroup v2 alone (RUN=. for all clauses, JOBS=cell for some tests)
 	$(GO) run ./test/vm $(if $(filter-out file,$(origin RUN)),-run '$(RUN)') $(if $(JOBS),-jobs '$(JOBS)')

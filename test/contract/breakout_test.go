@@ -185,6 +185,7 @@ func (w *watch) end(t *testing.T) string {
 
 // Each takes all it can get of one thing. The neighbour on the same machine goes on answering.
 func TestMust_ID6_ExhaustionStaysInside(t *testing.T) {
+	harness.Quick(t)
 	_, begin := neighbour(t)
 	modes(t, func(t *testing.T, mode leapcell.Mode, _ *harness.Service) {
 		s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{Mode: mode, MemoryMB: 1024}})

@@ -48,6 +48,7 @@ func TestMust_CP1_CPUFollowsMemory(t *testing.T) {
 // Ten seconds of a busy loop, within 5 % of the cap: small ones, which a machine that runs
 // other things as well can give in full.
 func TestMust_CP3_BusyLoopGetsTheCap(t *testing.T) {
+	harness.Quick(t)
 	for _, mode := range []leapcell.Mode{leapcell.Serverless, leapcell.Persistent} {
 		const memory = 192
 		s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{Mode: mode, MemoryMB: memory}})

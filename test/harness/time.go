@@ -2,6 +2,7 @@ package harness
 
 import (
 	"os"
+	"testing"
 	"time"
 )
 
@@ -16,4 +17,13 @@ func Allow(d time.Duration) time.Duration {
 		return emulationSlack * d
 	}
 	return d
+}
+
+// Quick skips a test that takes half a minute and more, where LEAPCELL_TEST_QUICK is set, as
+// `make e2e` does. `make contract` runs them all.
+func Quick(t testing.TB) {
+	t.Helper()
+	if os.Getenv("LEAPCELL_TEST_QUICK") != "" {
+		t.Skip("it takes long: make contract runs it")
+	}
 }
