@@ -530,8 +530,9 @@ func TestPoolLeaksNothing(t *testing.T) {
 	after := counts(t)
 	t.Logf("%d cycles: before %v, after %v", cycles, before, after)
 	for what, n := range after {
-		// The runtime makes threads as it likes, but not one a cycle.
-		if slack := map[string]int{"threads": 8}[what]; n > before[what]+slack {
+		// The runtime makes threads as it likes, and goroutines that have said that they are
+		// done may not be gone yet; but not one a cycle.
+		if slack := map[string]int{"threads": 8, "goroutines": 4}[what]; n > before[what]+slack {
 			t.Errorf("%s: %d before, %d after %d cycles", what, before[what], n, cycles)
 		}
 	}
