@@ -66,14 +66,7 @@ func beside(spec *specs.Process, m machine, filter []byte) (*script.Script, erro
 	p.Do("enter the namespaces", unix.SYS_SETNS, script.FirstFile,
 		unix.CLONE_NEWNS|unix.CLONE_NEWIPC|unix.CLONE_NEWUTS|unix.CLONE_NEWNET|unix.CLONE_NEWCGROUP)
 	p.Do("leave the app", unix.SYS_CLOSE, script.FirstFile)
-	if err := p.limits(); err != nil {
-		return nil, err
-	}
-	if err := p.drop(); err != nil {
-		return nil, err
-	}
-	p.program()
-	return &p.Script, nil
+	return p.finish()
 }
 
 const devptsMagic = 0x1cd1

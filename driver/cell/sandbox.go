@@ -53,6 +53,11 @@ func sandbox(spec *specs.Spec, m machine, filter []byte) (*script.Script, error)
 	if spec.Root.Readonly {
 		p.Do("make / read-only", unix.SYS_MOUNT, nil, "/", nil, unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|unix.MS_NODEV, nil)
 	}
+	return p.finish()
+}
+
+// finish gives up what the program must not have, and ends the script with it.
+func (p *plan) finish() (*script.Script, error) {
 	if err := p.limits(); err != nil {
 		return nil, err
 	}
