@@ -4,8 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"os"
-	"strings"
 	"sync"
 	"time"
 
@@ -98,16 +96,11 @@ func fill(s *session, service *harness.Service, from, n int) error {
 
 // pss is the proportional set size of a process, in bytes.
 func pss(s *session, pid int) int64 {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
-	must(s, err)
-	for line := range strings.Lines(string(b)) {
-		var kb int64
-		if _, err := fmt.Sscanf(line, "Pss: %d kB", &kb); err == nil {
-			return kb << 10
-		}
+	kib, _ := harness.Process{PID: pid}.Memory()
+	if kib == 0 {
+		s.Fatalf("process %d has no Pss line", pid)
 	}
-	s.Fatalf("process %d has no Pss line", pid)
-	return 0
+	return kib << 10
 }
 
 // ask gives the status that a host's root page has at the edge; 0: it could not be asked.

@@ -54,6 +54,25 @@ func (p Process) Env(name string) string {
 	return ""
 }
 
+// Memory is what /proc says of the process, in KiB: its share of all pages, and private what
+// would be free without it.
+func (p Process) Memory() (pss, private int64) {
+	for line := range strings.Lines(p.File("smaps_rollup")) {
+		fields := strings.Fields(line)
+		if len(fields) != 3 {
+			continue
+		}
+		kib, _ := strconv.ParseInt(fields[1], 10, 64)
+		switch fields[0] {
+		case "Pss:":
+			pss = kib
+		case "Private_Clean:", "Private_Dirty:":
+			private += kib
+		}
+	}
+	return pss, private
+}
+
 // Alive reports whether the process still runs.
 func (p Process) Alive() bool {
 	stat := p.File("stat")

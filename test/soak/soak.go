@@ -148,7 +148,7 @@ func (n *Node) figures(t testing.TB) figures {
 		"files in the run folder": files(n.Config.RunDir(), ""),
 		"files of the state":      files(n.Config.StateDir, "images"),
 	}
-	f["supervisor PSS KiB"], f["supervisor private KiB"] = memory(own)
+	f["supervisor PSS KiB"], f["supervisor private KiB"] = own.Memory()
 	f["processes"] = int64(len(harness.Processes(func(p harness.Process) bool {
 		return p.Env("LEAPCELL_SERVICE") == "soak" || strings.Contains(p.File("cgroup"), n.Config.Group()+"/")
 	})))
@@ -161,24 +161,6 @@ func (n *Node) figures(t testing.TB) figures {
 		}
 	}
 	return f
-}
-
-// memory is what /proc says of the process; private is what would be free without it.
-func memory(p harness.Process) (pss, private int64) {
-	for line := range strings.Lines(p.File("smaps_rollup")) {
-		fields := strings.Fields(line)
-		if len(fields) != 3 {
-			continue
-		}
-		kib, _ := strconv.ParseInt(fields[1], 10, 64)
-		switch fields[0] {
-		case "Pss:":
-			pss = kib
-		case "Private_Clean:", "Private_Dirty:":
-			private += kib
-		}
-	}
-	return pss, private
 }
 
 func count(t testing.TB, dir string) int64 {
