@@ -72,6 +72,52 @@ type Deployment struct {
 	CreatedAt time.Time `json:"createdAt"`
 	UpdatedAt time.Time `json:"updatedAt"`
 	LiveAt    time.Time `json:"liveAt,omitzero"`
+
+	Origin
+	Outcome
+}
+
+// Trigger is what made a deployment.
+type Trigger string
+
+// What makes deployments.
+const (
+	Manual   Trigger = "manual"   // somebody asked for it
+	Push     Trigger = "push"     // a commit reached a branch
+	Change   Trigger = "change"   // a pull or merge request was opened, or got another commit
+	Redeploy Trigger = "redeploy" // a former deployment's source once more
+)
+
+// Origin is where a deployment came from. It is fixed when the deployment is made.
+type Origin struct {
+	Trigger   Trigger `json:"trigger,omitempty"`
+	StartedBy string  `json:"startedBy,omitempty"` // the token's name, or who pushed
+	// Preview is the label of a deployment that is seen under a name of its own and never
+	// serves the service's names: one for each branch or change.
+	Preview string `json:"preview,omitempty"`
+	// ChangeNumber is that of the pull or merge request.
+	ChangeNumber int `json:"changeNumber,omitempty"`
+}
+
+// Outcome is what is learnt of a deployment on its way.
+type Outcome struct {
+	Author     string    `json:"author,omitempty"`  // of the commit
+	Subject    string    `json:"subject,omitempty"` // first line of its message
+	ImageBytes int64     `json:"imageBytes,omitempty"`
+	BuildBegan time.Time `json:"buildBegan,omitzero"`
+	BuildEnded time.Time `json:"buildEnded,omitzero"`
+	Static     *Static   `json:"static,omitempty"`
+}
+
+// Static is the front end of a deployment: files that edges serve without an instance.
+type Static struct {
+	Manifest  string `json:"manifest"`            // digest of the list of files
+	Framework string `json:"framework,omitempty"` // by which it was recognised
+	Folder    string `json:"folder"`              // within the source
+	Fallback  string `json:"fallback,omitempty"`  // the file for paths that are none
+	Files     int    `json:"files"`
+	Bytes     int64  `json:"bytes"`
+	Whole     bool   `json:"whole,omitempty"` // there is nothing else: no instance is needed
 }
 
 // Kept reports whether the deployment was live once and can be again: it has a preview, and
@@ -80,13 +126,15 @@ func (d Deployment) Kept() bool {
 	return d.State == Superseded && !d.LiveAt.IsZero() && d.Image != ""
 }
 
-// Source says where the tree of a deployment comes from: an upload, or a git reference.
+// Source says where a deployment comes from: an upload, a git reference, or a ready image.
 type Source struct {
 	Upload  string `json:"upload,omitempty"` // sha256 of the uploaded archive
 	GitURL  string `json:"gitURL,omitempty"`
 	Branch  string `json:"branch,omitempty"`
+	Tag     string `json:"tag,omitempty"`     // of git; not together with Branch
 	RootDir string `json:"rootDir,omitempty"` // within the tree; "" is its top
-	Commit  string `json:"commit,omitempty"`  // filled in when fetched
+	Commit  string `json:"commit,omitempty"`  // asked for, or filled in when fetched
+	Image   string `json:"image,omitempty"`   // a ready image's reference: nothing is built
 }
 
 // Problem is why a deployment failed, for its owner.

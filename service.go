@@ -55,7 +55,24 @@ type Settings struct {
 	// awake: paths, exact or with * at the end, and parts of a User-Agent.
 	IgnorePaths  []string `json:"ignorePaths,omitempty"`
 	IgnoreAgents []string `json:"ignoreAgents,omitempty"`
+
+	// Dockerfile is its path within the root directory; it is used when Runtime is
+	// [RuntimeDocker].
+	Dockerfile string `json:"dockerfile,omitempty"`
+	// Static is the folder with the files of a front end after the build, within the root
+	// directory; "none" means that there is none, "" that it is recognised.
+	Static string `json:"static,omitempty"`
+	// StaticFallback is the file that paths get which are none of the files, such as
+	// index.html for an app of one page; "none" means 404.
+	StaticFallback string `json:"staticFallback,omitempty"`
 }
+
+// Runtimes that are not rows of the operator's table.
+const (
+	RuntimeDocker = "docker" // the tree's Dockerfile says all
+	RuntimeImage  = "image"  // a ready image
+	RuntimeStatic = "static" // files only: no instance
+)
 
 // IsZero reports whether nothing is set.
 func (s Settings) IsZero() bool { return reflect.ValueOf(s).IsZero() }
@@ -76,6 +93,9 @@ func (s Settings) Over(base Settings) Settings {
 	pick(&out.RequestTimeout, s.RequestTimeout)
 	pick(&out.DormantAfter, s.DormantAfter)
 	pick(&out.ScaleInDelay, s.ScaleInDelay)
+	pick(&out.Dockerfile, s.Dockerfile)
+	pick(&out.Static, s.Static)
+	pick(&out.StaticFallback, s.StaticFallback)
 	if s.IgnorePaths != nil {
 		out.IgnorePaths = s.IgnorePaths
 	}

@@ -512,7 +512,7 @@ func TestDeleteService(t *testing.T) {
 	if !slices.Contains(w.forgot, "shop-x") {
 		t.Error("images are kept")
 	}
-	if _, err := d.Submit(t.Context(), svc, leapcell.Source{}, strings.NewReader("x")); leapcell.ErrorCode(err) != leapcell.CodeConflict {
+	if _, err := d.Submit(t.Context(), svc, leapcell.Source{}, leapcell.Origin{}, strings.NewReader("x")); leapcell.ErrorCode(err) != leapcell.CodeConflict {
 		t.Errorf("deployed while it is deleted: %v", err)
 	}
 }
@@ -614,7 +614,7 @@ func crash(t *testing.T, at int, after bool) (reached bool) {
 	v := w.view(at, after)
 	d := w.deployer(v, nil)
 	svc := w.svc["shop-x"]
-	dep, err := d.Submit(t.Context(), svc, leapcell.Source{}, strings.NewReader("x"))
+	dep, err := d.Submit(t.Context(), svc, leapcell.Source{}, leapcell.Origin{}, strings.NewReader("x"))
 	if errors.Is(err, errCrashed) && len(w.deps) == 1 {
 		return true // nothing was promised
 	}

@@ -24,7 +24,7 @@ type Store interface {
 	Service(ctx context.Context, nameOrID string) (leapcell.Service, error)
 	Services(ctx context.Context) ([]leapcell.Service, error)
 	UpdateService(ctx context.Context, id string, change func(*leapcell.Service) error) (leapcell.Service, error)
-	CreateDeployment(ctx context.Context, serviceID string, src leapcell.Source, settings leapcell.Settings) (leapcell.Deployment, error)
+	CreateDeployment(ctx context.Context, serviceID string, src leapcell.Source, settings leapcell.Settings, origin leapcell.Origin) (leapcell.Deployment, error)
 	Deployment(ctx context.Context, id string) (leapcell.Deployment, error)
 	Deployments(ctx context.Context, serviceID string, limit int) ([]leapcell.Deployment, error)
 	Unfinished(ctx context.Context) ([]leapcell.Deployment, error)
@@ -215,7 +215,7 @@ func (d *Deployer) Close() error {
 
 // Submit stores a deployment and starts to work on it. archive is the uploaded tar.gz, nil
 // when src names a git repository; it is read before Submit returns.
-func (d *Deployer) Submit(ctx context.Context, svc leapcell.Service, src leapcell.Source, archive io.Reader) (leapcell.Deployment, error) {
+func (d *Deployer) Submit(ctx context.Context, svc leapcell.Service, src leapcell.Source, origin leapcell.Origin, archive io.Reader) (leapcell.Deployment, error) {
 	if d.isDeleting(svc.ID) {
 		return leapcell.Deployment{}, errDeleting(svc)
 	}
@@ -230,7 +230,7 @@ func (d *Deployer) Submit(ctx context.Context, svc leapcell.Service, src leapcel
 		}
 		src.Upload = sum
 	}
-	dep, err := d.cfg.Store.CreateDeployment(ctx, svc.ID, src, svc.Settings)
+	dep, err := d.cfg.Store.CreateDeployment(ctx, svc.ID, src, svc.Settings, origin)
 	if err != nil {
 		return leapcell.Deployment{}, err
 	}

@@ -325,13 +325,13 @@ func (v *view) UpdateService(ctx context.Context, id string, change func(*leapce
 	return out, err
 }
 
-func (v *view) CreateDeployment(ctx context.Context, serviceID string, src leapcell.Source, set leapcell.Settings) (out leapcell.Deployment, err error) {
+func (v *view) CreateDeployment(ctx context.Context, serviceID string, src leapcell.Source, set leapcell.Settings, origin leapcell.Origin) (out leapcell.Deployment, err error) {
 	err = v.do(ctx, "CreateDeployment", func() error {
 		v.numbers++
 		s := v.svc[serviceID]
 		out = leapcell.Deployment{
 			ID: leapcell.JobID(s.Name, v.numbers), ServiceID: s.ID, Service: s.Name, Number: v.numbers, State: leapcell.Queued,
-			Source: src, Settings: set, CreatedAt: time.Now(), UpdatedAt: time.Now(),
+			Source: src, Settings: set, Origin: origin, CreatedAt: time.Now(), UpdatedAt: time.Now(),
 		}
 		v.deps[out.ID] = out
 		return nil
@@ -684,7 +684,7 @@ func (w *world) submit(d *Deployer) leapcell.Deployment {
 	w.mu.Lock()
 	svc := w.svc["shop-x"]
 	w.mu.Unlock()
-	dep, err := d.Submit(w.t.Context(), svc, leapcell.Source{}, strings.NewReader("x"))
+	dep, err := d.Submit(w.t.Context(), svc, leapcell.Source{}, leapcell.Origin{}, strings.NewReader("x"))
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -64,7 +64,7 @@ func (s *Server) deployGit(c *gin.Context, svc leapcell.Service) error {
 		return err
 	}
 	src := leapcell.Source{GitURL: in.Source.GitURL, Branch: in.Source.Branch, RootDir: root}
-	d, err := s.cfg.Deployer.Submit(c.Request.Context(), svc, src, nil)
+	d, err := s.cfg.Deployer.Submit(c.Request.Context(), svc, src, manual(c), nil)
 	if err != nil {
 		return err
 	}
@@ -84,13 +84,18 @@ func (s *Server) deployUpload(c *gin.Context, svc leapcell.Service) error {
 	_ = rc.SetReadDeadline(time.Now().Add(uploadTimeout)) // not every writer in tests can
 	defer func() { _ = rc.SetReadDeadline(time.Time{}) }()
 	body := http.MaxBytesReader(c.Writer, c.Request.Body, s.cfg.UploadLimit)
-	d, err := s.cfg.Deployer.Submit(c.Request.Context(), svc, leapcell.Source{RootDir: root}, body)
+	d, err := s.cfg.Deployer.Submit(c.Request.Context(), svc, leapcell.Source{RootDir: root}, manual(c), body)
 	if err != nil {
 		swallow(rc, io.LimitReader(c.Request.Body, s.cfg.UploadLimit))
 		return err
 	}
 	c.JSON(http.StatusAccepted, d)
 	return nil
+}
+
+// manual is the origin of a deployment that the caller asks for.
+func manual(c *gin.Context) leapcell.Origin {
+	return leapcell.Origin{Trigger: leapcell.Manual, StartedBy: c.GetString(keyToken)}
 }
 
 // swallow reads on for a moment what a client still sends. A connection that is closed while

@@ -72,7 +72,7 @@ type Store interface {
 type Deployer interface {
 	// Submit starts a deployment. archive is the uploaded tar.gz, nil when src names a git
 	// repository; it is read before Submit returns.
-	Submit(ctx context.Context, svc leapcell.Service, src leapcell.Source, archive io.Reader) (leapcell.Deployment, error)
+	Submit(ctx context.Context, svc leapcell.Service, src leapcell.Source, origin leapcell.Origin, archive io.Reader) (leapcell.Deployment, error)
 	// Rollback makes a former deployment live again; "" means the last superseded one.
 	Rollback(ctx context.Context, svc leapcell.Service, deploymentID string) (leapcell.Deployment, error)
 	// Split sends percent of the requests to a former deployment; 0 ends it.

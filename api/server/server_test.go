@@ -67,11 +67,11 @@ func (p *platform) called(format string, args ...any) {
 	p.calls = append(p.calls, fmt.Sprintf(format, args...))
 }
 
-func (p *platform) Submit(_ context.Context, svc leapcell.Service, src leapcell.Source, archive io.Reader) (leapcell.Deployment, error) {
+func (p *platform) Submit(_ context.Context, svc leapcell.Service, src leapcell.Source, origin leapcell.Origin, archive io.Reader) (leapcell.Deployment, error) {
 	if p.submit != nil {
 		return p.submit(svc, src, archive)
 	}
-	return p.store.CreateDeployment(context.Background(), svc.ID, src, svc.Settings)
+	return p.store.CreateDeployment(context.Background(), svc.ID, src, svc.Settings, origin)
 }
 
 func (p *platform) Split(_ context.Context, svc leapcell.Service, id string, percent int) (*leapcell.Split, error) {
@@ -565,7 +565,7 @@ func TestHealth(t *testing.T) {
 func TestWait(t *testing.T) {
 	p := newPlatform(t, nil)
 	svc := p.newService("python")
-	d, err := p.store.CreateDeployment(t.Context(), svc.ID, leapcell.Source{}, leapcell.Settings{})
+	d, err := p.store.CreateDeployment(t.Context(), svc.ID, leapcell.Source{}, leapcell.Settings{}, leapcell.Origin{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -671,7 +671,7 @@ func (failingReader) Read([]byte) (int, error) { return 0, errors.New("disk on f
 func TestShutdownEndsStreams(t *testing.T) {
 	p := newPlatform(t, nil)
 	svc := p.newService("python")
-	if _, err := p.store.CreateDeployment(t.Context(), svc.ID, leapcell.Source{}, leapcell.Settings{}); err != nil {
+	if _, err := p.store.CreateDeployment(t.Context(), svc.ID, leapcell.Source{}, leapcell.Settings{}, leapcell.Origin{}); err != nil {
 		t.Fatal(err)
 	}
 	waiting := make(chan struct{})

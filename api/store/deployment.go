@@ -10,11 +10,11 @@ import (
 	"github.com/leapcell/leapcell"
 )
 
-const deploymentColumns = `id, service_id, service, number, state, source, settings, image, problem, created_at, updated_at, live_at`
+const deploymentColumns = `id, service_id, service, number, state, source, settings, image, problem, created_at, updated_at, live_at, facts`
 
 // CreateDeployment adds a queued deployment with the service's next number. A number is
 // never given out twice for a name, even when the service was deleted and made again.
-func (s *Store) CreateDeployment(ctx context.Context, serviceID string, src leapcell.Source, settings leapcell.Settings) (leapcell.Deployment, error) {
+func (s *Store) CreateDeployment(ctx context.Context, serviceID string, src leapcell.Source, settings leapcell.Settings, origin leapcell.Origin) (leapcell.Deployment, error) {
 	var d leapcell.Deployment
 	err := s.tx(ctx, func(tx *sql.Tx) error {
 		svc, err := service(ctx, tx, serviceID)
@@ -28,15 +28,15 @@ func (s *Store) CreateDeployment(ctx context.Context, serviceID string, src leap
 		now := fromMicros(micros(s.now()))
 		d = leapcell.Deployment{
 			ID: leapcell.JobID(svc.Name, number), ServiceID: svc.ID, Service: svc.Name, Number: number,
-			State: leapcell.Queued, Source: src, Settings: settings, CreatedAt: now, UpdatedAt: now,
+			State: leapcell.Queued, Source: src, Settings: settings, CreatedAt: now, UpdatedAt: now, Origin: origin,
 		}
 		row, err := newDeploymentRow(d)
 		if err != nil {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, `INSERT INTO deployments (`+deploymentColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		_, err = tx.ExecContext(ctx, `INSERT INTO deployments (`+deploymentColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 			d.ID, d.ServiceID, d.Service, d.Number, string(d.State), row.source, row.settings, d.Image, row.problem,
-			micros(d.CreatedAt), micros(d.UpdatedAt), micros(d.LiveAt))
+			micros(d.CreatedAt), micros(d.UpdatedAt), micros(d.LiveAt), row.facts)
 		return err
 	})
 	if err != nil {
@@ -107,14 +107,14 @@ func (s *Store) UpdateDeployment(ctx context.Context, id string, change func(*le
 		if d.State != before.State && !before.State.CanBecome(d.State) {
 			return leapcell.Errorf(leapcell.CodeConflict, "deployment %s is %s: it cannot become %s", id, before.State, d.State)
 		}
-		d.ID, d.ServiceID, d.Service, d.Number, d.CreatedAt = before.ID, before.ServiceID, before.Service, before.Number, before.CreatedAt
+		d.ID, d.ServiceID, d.Service, d.Number, d.CreatedAt, d.Origin = before.ID, before.ServiceID, before.Service, before.Number, before.CreatedAt, before.Origin
 		d.UpdatedAt = fromMicros(micros(s.now()))
 		row, err := newDeploymentRow(d)
 		if err != nil {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, `UPDATE deployments SET state = ?, source = ?, settings = ?, image = ?, problem = ?, updated_at = ?, live_at = ? WHERE id = ?`,
-			string(d.State), row.source, row.settings, d.Image, row.problem, micros(d.UpdatedAt), micros(d.LiveAt), d.ID)
+		_, err = tx.ExecContext(ctx, `UPDATE deployments SET state = ?, source = ?, settings = ?, image = ?, problem = ?, updated_at = ?, live_at = ?, facts = ? WHERE id = ?`,
+			string(d.State), row.source, row.settings, d.Image, row.problem, micros(d.UpdatedAt), micros(d.LiveAt), row.facts, d.ID)
 		return err
 	})
 	if err != nil {
@@ -124,7 +124,14 @@ func (s *Store) UpdateDeployment(ctx context.Context, id string, change func(*le
 }
 
 // deploymentRow is the part of a deployment that is stored as JSON.
-type deploymentRow struct{ source, settings, problem string }
+type deploymentRow struct{ source, settings, problem, facts string }
+
+// facts are the parts of a deployment that grow with the platform: one document, so that
+// another field needs no other table.
+type facts struct {
+	leapcell.Origin
+	leapcell.Outcome
+}
 
 func newDeploymentRow(d leapcell.Deployment) (deploymentRow, error) {
 	source, err := json.Marshal(d.Source)
@@ -135,7 +142,11 @@ func newDeploymentRow(d leapcell.Deployment) (deploymentRow, error) {
 	if err != nil {
 		return deploymentRow{}, fmt.Errorf("settings of %s: %w", d.ID, err)
 	}
-	row := deploymentRow{source: string(source), settings: string(settings)}
+	known, err := json.Marshal(facts{d.Origin, d.Outcome})
+	if err != nil {
+		return deploymentRow{}, fmt.Errorf("facts of %s: %w", d.ID, err)
+	}
+	row := deploymentRow{source: string(source), settings: string(settings), facts: string(known)}
 	if d.Error != nil {
 		problem, err := json.Marshal(d.Error)
 		if err != nil {
@@ -151,7 +162,7 @@ func scanDeployment(scan func(...any) error) (leapcell.Deployment, error) {
 	var row deploymentRow
 	var created, updated, live int64
 	if err := scan(&d.ID, &d.ServiceID, &d.Service, &d.Number, &d.State, &row.source, &row.settings, &d.Image, &row.problem,
-		&created, &updated, &live); err != nil {
+		&created, &updated, &live, &row.facts); err != nil {
 		return leapcell.Deployment{}, err
 	}
 	d.CreatedAt, d.UpdatedAt, d.LiveAt = fromMicros(created), fromMicros(updated), fromMicros(live)
@@ -161,6 +172,11 @@ func scanDeployment(scan func(...any) error) (leapcell.Deployment, error) {
 	if err := json.Unmarshal([]byte(row.settings), &d.Settings); err != nil {
 		return leapcell.Deployment{}, fmt.Errorf("settings of %s in the store: %w", d.ID, err)
 	}
+	var known facts
+	if err := json.Unmarshal([]byte(row.facts), &known); err != nil {
+		return leapcell.Deployment{}, fmt.Errorf("facts of %s in the store: %w", d.ID, err)
+	}
+	d.Origin, d.Outcome = known.Origin, known.Outcome
 	if row.problem != "" {
 		if err := json.Unmarshal([]byte(row.problem), &d.Error); err != nil {
 			return leapcell.Deployment{}, fmt.Errorf("error of %s in the store: %w", d.ID, err)

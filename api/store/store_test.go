@@ -75,7 +75,7 @@ func newService(t *testing.T, s *Store, name string) leapcell.Service {
 
 func newDeployment(t *testing.T, s *Store, serviceID string) leapcell.Deployment {
 	t.Helper()
-	d, err := s.CreateDeployment(t.Context(), serviceID, leapcell.Source{Upload: "abc", RootDir: "app"}, leapcell.Settings{Runtime: "go"})
+	d, err := s.CreateDeployment(t.Context(), serviceID, leapcell.Source{Upload: "abc", RootDir: "app"}, leapcell.Settings{Runtime: "go"}, leapcell.Origin{Trigger: leapcell.Push, StartedBy: "ann"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,7 +168,7 @@ func testDeploymentRoundTrip(t *testing.T, s *Store) {
 	}
 	_, err = s.Deployment(t.Context(), "nobody-1")
 	wantCode(t, err, leapcell.CodeNotFound)
-	_, err = s.CreateDeployment(t.Context(), "nobody", leapcell.Source{}, leapcell.Settings{})
+	_, err = s.CreateDeployment(t.Context(), "nobody", leapcell.Source{}, leapcell.Settings{}, leapcell.Origin{})
 	wantCode(t, err, leapcell.CodeNotFound)
 }
 
@@ -194,7 +194,7 @@ func testNumbersInParallel(t *testing.T, s *Store) {
 	var wg sync.WaitGroup
 	for range n {
 		wg.Go(func() {
-			d, err := s.CreateDeployment(context.Background(), svc.ID, leapcell.Source{}, leapcell.Settings{})
+			d, err := s.CreateDeployment(context.Background(), svc.ID, leapcell.Source{}, leapcell.Settings{}, leapcell.Origin{})
 			if err != nil {
 				t.Error(err)
 			}
