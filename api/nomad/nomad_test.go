@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -165,6 +166,12 @@ func running(n int) func([]*api.AllocationListStub) bool {
 	}
 }
 
+func ended(allocs []*api.AllocationListStub) bool {
+	return !slices.ContainsFunc(allocs, func(a *api.AllocationListStub) bool {
+		return a.ClientStatus == api.AllocClientStatusPending || a.ClientStatus == api.AllocClientStatusRunning
+	})
+}
+
 func TestRealNomad(t *testing.T) {
 	c := startNomad(t)
 	ctx := t.Context()
@@ -228,6 +235,11 @@ func testJobs(t *testing.T, c *Client) {
 		t.Fatal(err)
 	}
 	waitFor(t, c, id, running(1))
+	// An agent that ends while it stops an instance leaves mounts and processes of it.
+	if err := c.Stop(ctx, id, false); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, c, id, ended)
 	for range 2 { // the second time it is gone
 		if err := c.Stop(ctx, id, true); err != nil {
 			t.Fatal(err)
