@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -32,7 +33,7 @@ func run(ctx context.Context, args []string, env func(string) string, stderr io.
 func settings(args []string, env func(string) string, stderr io.Writer) (edge.Config, error) {
 	hostname, _ := os.Hostname() // without one, Validate asks for --id
 	var cfg edge.Config
-	var nomadTokenFile, apiTokenFile, level, jobNamespaces string
+	var nomadTokenFile, apiTokenFile, level, jobNamespaces, apis string
 	flags := flag.NewFlagSet("leapcell-edge", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.StringVar(&cfg.Listen, "listen", "127.0.0.1:8080", "address for visitors")
@@ -41,7 +42,7 @@ func settings(args []string, env func(string) string, stderr io.Writer) (edge.Co
 	flags.StringVar(&nomadTokenFile, "nomad-token-file", "", "file with the Nomad token")
 	flags.StringVar(&cfg.NomadNamespace, "nomad-namespace", "leapcell", "Nomad namespace of the services")
 	flags.StringVar(&jobNamespaces, "job-namespaces", "", "Nomad namespaces, with commas between, of jobs that the platform did not deploy and that ask for the edge in their meta (default none)")
-	flags.StringVar(&cfg.APIAddr, "api-addr", "", "address of the API that load is reported to (default nowhere)")
+	flags.StringVar(&apis, "api-addr", "", "address of the API that load is reported to; with commas between, those of all control planes (default nowhere)")
 	flags.StringVar(&apiTokenFile, "api-token-file", "", "file with the token for the API")
 	flags.StringVar(&cfg.ID, "id", hostname, "name of this edge in reports")
 	flags.StringVar(&cfg.DataDir, "data-dir", "", "folder for the default certificate")
@@ -74,10 +75,12 @@ func settings(args []string, env func(string) string, stderr io.Writer) (edge.Co
 		return cfg, fmt.Errorf("--log-level is %q: it must be debug, info, warn or error", level)
 	}
 	cfg.Log = slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: lvl}))
-	cfg.APIAddr = strings.TrimSuffix(cfg.APIAddr, "/")
-	cfg.JobNamespaces = namespaces(jobNamespaces)
+	cfg.JobNamespaces = split(jobNamespaces)
 	cfg.Traces = traces(env)
 	var err error
+	if cfg.APIAddrs, err = apiAddresses(apis); err != nil {
+		return cfg, err
+	}
 	if cfg.NomadToken, err = token("--nomad-token-file", nomadTokenFile); err != nil {
 		return cfg, err
 	}
@@ -98,8 +101,21 @@ func traces(env func(string) string) string {
 	return cmp.Or(env("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"), env("OTEL_EXPORTER_OTLP_PROTOCOL"), "http/protobuf")
 }
 
-// namespaces are those of the list, each once.
-func namespaces(list string) []string {
+// apiAddresses are those of the list, each once.
+func apiAddresses(list string) ([]string, error) {
+	all := split(list)
+	for i, one := range all {
+		u, err := url.Parse(one)
+		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			return nil, fmt.Errorf("--api-addr has %q: it must be like http://127.0.0.1:8400", one)
+		}
+		all[i] = strings.TrimRight(one, "/")
+	}
+	return slices.Compact(all), nil
+}
+
+// split gives what is in a list, each once.
+func split(list string) []string {
 	out := strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' })
 	slices.Sort(out)
 	return slices.Compact(out)

@@ -14,19 +14,19 @@ func TestSettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	env := map[string]string{"LEAPCELL_NOMAD_ADDR": "http://n:1", "LEAPCELL_LISTEN": ":1", "LEAPCELL_DRAIN_TIMEOUT": "3s"}
-	cfg, err := settings([]string{"--listen", ":2", "--nomad-token-file", file, "--api-addr", "http://a/", "--job-namespaces", "web, default,web"},
+	cfg, err := settings([]string{"--listen", ":2", "--nomad-token-file", file, "--api-addr", "http://b,http://a/, http://a", "--job-namespaces", "web, default,web"},
 		func(name string) string { return env[name] }, io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for what, pair := range map[string][2]string{
-		"the flag wins":    {cfg.Listen, ":2"},
-		"environment":      {cfg.NomadAddr, "http://n:1"},
-		"token":            {cfg.NomadToken, "secret"},
-		"slash at the end": {cfg.APIAddr, "http://a"},
-		"drain":            {cfg.Drain.String(), "3s"},
-		"namespace":        {cfg.NomadNamespace, "leapcell"},
-		"job namespaces":   {strings.Join(cfg.JobNamespaces, "+"), "default+web"},
+		"the flag wins":  {cfg.Listen, ":2"},
+		"environment":    {cfg.NomadAddr, "http://n:1"},
+		"token":          {cfg.NomadToken, "secret"},
+		"API addresses":  {strings.Join(cfg.APIAddrs, "+"), "http://a+http://b"},
+		"drain":          {cfg.Drain.String(), "3s"},
+		"namespace":      {cfg.NomadNamespace, "leapcell"},
+		"job namespaces": {strings.Join(cfg.JobNamespaces, "+"), "default+web"},
 	} {
 		if pair[0] != pair[1] {
 			t.Errorf("%s: %q, want %q", what, pair[0], pair[1])
@@ -40,6 +40,7 @@ func TestSettingsErrors(t *testing.T) {
 		"--nomad-token-file":  {"--nomad-token-file", "/does/not/exist"},
 		"unexpected argument": {"serve"},
 		"--log-level":         {"--log-level", "loud"},
+		"--api-addr":          {"--api-addr", "http://a,127.0.0.1:8400"},
 	} {
 		if _, err := settings(args, none, io.Discard); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: %v, want %s", args, err, want)

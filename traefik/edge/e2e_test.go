@@ -334,7 +334,7 @@ func (n *nomadAgent) startEdge(apiAddr string) *runningEdge {
 	done := make(chan error, 1)
 	go func() {
 		done <- Run(ctx, Config{ID: "e2e", Listen: e.address, AdminListen: e.admin, Drain: 10 * time.Second,
-			NomadAddr: n.client.Address(), NomadNamespace: namespace, APIAddr: apiAddr, APIToken: "edge-token",
+			NomadAddr: n.client.Address(), NomadNamespace: namespace, APIAddrs: []string{apiAddr}, APIToken: "edge-token",
 			Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	}()
 	var once sync.Once

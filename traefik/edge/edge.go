@@ -40,8 +40,8 @@ type Config struct {
 	// the edge in their meta.
 	JobNamespaces []string
 
-	// APIAddr is where load is reported; empty for nowhere.
-	APIAddr  string
+	// APIAddrs are where load is reported, each control plane of the platform; none for nowhere.
+	APIAddrs []string
 	APIToken string
 }
 
@@ -108,7 +108,7 @@ func Run(ctx context.Context, cfg Config) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var helpers sync.WaitGroup
 	helpers.Go(func() { table.Run(background, nomad) })
-	helpers.Go(func() { newReporter(cfg, handler, table).run(background) })
+	helpers.Go(func() { reportLoad(background, cfg, handler, table) })
 	helpers.Go(func() { admin.run(background) })
 	defer helpers.Wait()
 	defer stop()

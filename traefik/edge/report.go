@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/leapcell/leapcell"
@@ -22,16 +23,54 @@ const (
 	reportWait = 2 * time.Second        // for one to be taken
 )
 
-// reporter tells the control plane what load this edge sees. Nothing on the request path
-// waits for it, and an API that is down costs scaling decisions only.
+// reportLoad tells every control plane what load this edge sees, until ctx ends. Each hears
+// all of it, so that whichever is to scale can begin at once; and one that is slow or away
+// keeps the others waiting for nothing.
+func reportLoad(ctx context.Context, cfg Config, load *wake.Handler, table routeTable) {
+	var all sync.WaitGroup
+	defer all.Wait()
+	var reporters []*reporter
+	for _, api := range cfg.APIAddrs {
+		r := newReporter(cfg, api, load, table)
+		reporters = append(reporters, r)
+		all.Go(func() { r.run(ctx) })
+	}
+	forget := time.NewTicker(reportFull)
+	defer forget.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-forget.C:
+			load.Load() // lets go of services that are no more, also where nobody is told
+			continue
+		case <-load.LoadChanged():
+		}
+		for _, r := range reporters {
+			select {
+			case r.changed <- struct{}{}:
+			default: // it has that to do already
+			}
+		}
+		select {
+		case <-time.After(reportGap):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// reporter tells one control plane. Nothing on the request path waits for it, and an API that
+// is down costs scaling decisions only.
 type reporter struct {
-	edge  string
-	url   string // empty: nowhere
-	token string
-	load  *wake.Handler
-	table routeTable
-	http  *http.Client
-	log   *slog.Logger
+	edge    string
+	url     string
+	token   string
+	load    *wake.Handler
+	table   routeTable
+	http    *http.Client
+	log     *slog.Logger
+	changed chan struct{} // the load may have changed
 
 	sent    map[string]leapcell.EdgeService
 	routes  uint64 // index of the routes in the last report that was taken
@@ -44,13 +83,10 @@ type routeTable interface {
 	Changed() <-chan struct{}
 }
 
-func newReporter(cfg Config, load *wake.Handler, table routeTable) *reporter {
-	r := &reporter{edge: cfg.ID, token: cfg.APIToken, load: load, table: table, log: cfg.Log,
-		http: &http.Client{Timeout: reportWait}, sent: map[string]leapcell.EdgeService{}}
-	if cfg.APIAddr != "" {
-		r.url = cfg.APIAddr + "/v1/edges/" + url.PathEscape(cfg.ID) + "/report"
-	}
-	return r
+func newReporter(cfg Config, api string, load *wake.Handler, table routeTable) *reporter {
+	return &reporter{edge: cfg.ID, url: api + "/v1/edges/" + url.PathEscape(cfg.ID) + "/report", token: cfg.APIToken,
+		load: load, table: table, http: &http.Client{Timeout: reportWait}, log: cfg.Log.With("api", api),
+		changed: make(chan struct{}, 1), sent: map[string]leapcell.EdgeService{}}
 }
 
 func (r *reporter) run(ctx context.Context) {
@@ -67,18 +103,26 @@ func (r *reporter) run(ctx context.Context) {
 			return
 		case <-changed:
 		case <-full.C:
-			r.report(ctx, r.load.Load())
-		case <-r.load.LoadChanged():
+			services := r.load.Load()
+			r.forget(services)
+			r.report(ctx, services)
+		case <-r.changed:
 			if changes := r.changes(); len(changes) > 0 {
 				r.report(ctx, changes)
 			}
-			select {
-			case <-time.After(reportGap):
-			case <-ctx.Done():
-				return
-			}
 		}
 	}
+}
+
+// forget lets go of what was said of services that are no more.
+func (r *reporter) forget(services []leapcell.EdgeService) {
+	known := make(map[string]leapcell.EdgeService, len(services))
+	for _, s := range services {
+		if before, ok := r.sent[s.Key()]; ok {
+			known[s.Key()] = before
+		}
+	}
+	r.sent = known
 }
 
 // changes are the services whose load differs from what was reported last.
@@ -93,9 +137,6 @@ func (r *reporter) changes() []leapcell.EdgeService {
 }
 
 func (r *reporter) report(ctx context.Context, services []leapcell.EdgeService) {
-	if r.url == "" {
-		return
-	}
 	services = slices.DeleteFunc(services, func(s leapcell.EdgeService) bool { return s.Plain })
 	index := r.table.RoutesIndex()
 	err := r.post(ctx, leapcell.EdgeReport{Edge: r.edge, RoutesIndex: index, Services: services})
