@@ -38,6 +38,9 @@ type blob struct {
 
 const firstWait = 50 * time.Millisecond
 
+// errSilent is a connection that we gave up: it is as good as cut.
+var errSilent = fmt.Errorf("the registry sends nothing any more: %w", io.ErrUnexpectedEOF)
+
 func (b *blob) Read(p []byte) (int, error) {
 	if b.sum == nil {
 		b.sum, b.last = sha256.New(), time.Now()
@@ -78,10 +81,12 @@ func (b *blob) read(p []byte) (int, error) {
 			return 0, err
 		}
 	}
-	// A connection over which nothing comes is as good as cut.
 	stalled := time.AfterFunc(b.patience/3, b.cancel)
-	defer stalled.Stop()
-	return b.body.Read(p)
+	n, err := b.body.Read(p)
+	if !stalled.Stop() && err != nil && err != io.EOF {
+		err = errSilent
+	}
+	return n, err
 }
 
 // lost gets over the loss of a connection, or gives the error that ends the stream.
@@ -111,7 +116,7 @@ func (b *blob) open() (err error) {
 		return err
 	}
 	if b.at > 0 {
-		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", b.at))
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", b.at, b.size-1)) // not every registry knows ranges without an end
 	}
 	resp, err := b.client.Do(req)
 	if err != nil {

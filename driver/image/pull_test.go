@@ -97,6 +97,7 @@ func TestPullGoesOn(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			r, s := newRegistry(t), newStore(t)
+			s.cfg.Patience = 3 * time.Second
 			text := noise(300_000)
 			ref := r.push(t, gzipped(t, file{name: "a", text: text}))
 			var cuts, resumed atomic.Int32
@@ -135,6 +136,26 @@ func TestPullGoesOn(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A registry that begins to answer and then says nothing is away; it is not the caller who gave up.
+func TestPullFromASilentRegistry(t *testing.T) {
+	r, s := newRegistry(t), newStore(t)
+	s.cfg.Patience = shortly
+	ref := r.push(t, static.NewLayer(archive(t, file{name: "a", text: "1"}), types.OCIUncompressedLayer))
+	host := before(t, r, func(w http.ResponseWriter, req *http.Request) bool {
+		if !isBlob(req) || json.Valid(fetch(t, "http://"+r.host+req.URL.Path)) { // the configuration
+			return false
+		}
+		w.Write([]byte{0})
+		w.(http.Flusher).Flush()
+		<-req.Context().Done()
+		panic(http.ErrAbortHandler)
+	})
+	if _, err := s.Pull(t.Context(), at(host, ref)); leapcell.ErrorCode(err) != leapcell.CodeUnavailable || errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+	nothingHalf(t, s)
 }
 
 // What a registry sends is checked before anything of it can be used.
@@ -242,6 +263,7 @@ func TestPullTag(t *testing.T) {
 	}
 	away.Store(true)
 	s.Close()
+	s.cfg.Patience = shortly
 	again := openStore(t, s.cfg)
 	if img := pull(t, again, host+"/app:1"); img.Ref != at(host, second) && img.Ref != at(host, first) {
 		t.Errorf("while the registry is away the tag is %s", img.Ref)
@@ -276,23 +298,32 @@ func TestPullSharedLayerOfABadImage(t *testing.T) {
 	r, s := newRegistry(t), newStore(t)
 	base := gzipped(t, file{name: "base", text: noise(200_000)})
 	good := r.push(t, base, gzipped(t, file{name: "b", text: "2"}))
-	bad := r.push(t, base, gzipped(t, file{name: "../evil", text: "1"}))
+	wrong := gzipped(t, file{name: "../evil", text: "1"})
+	bad := r.push(t, base, wrong)
 	id, err := base.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	evil, err := wrong.Digest()
 	if err != nil {
 		t.Fatal(err)
 	}
 	begun, refused := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	host := before(t, r, func(w http.ResponseWriter, req *http.Request) bool {
+		until := begun // the bad layer: not before the other one was asked for
 		if strings.Contains(req.URL.Path, id.Hex) {
 			once.Do(func() { close(begun) })
-			select {
-			case <-refused:
-			case <-req.Context().Done():
-				panic(http.ErrAbortHandler)
-			}
+			until = refused
+		} else if !isBlob(req) || !strings.Contains(req.URL.Path, evil.Hex) {
+			return false
 		}
-		return false
+		select {
+		case <-until:
+			return false
+		case <-req.Context().Done():
+			panic(http.ErrAbortHandler)
+		}
 	})
 	badly := make(chan error, 1)
 	go func() {
