@@ -353,6 +353,7 @@ type node struct {
 	networks *fakeNetworks
 	cells    *fakeCells
 	options  Options
+	reaps    bool // its supervisors are on a kernel that tells only parents how a process ended
 	n        int
 }
 
@@ -374,7 +375,10 @@ func newNode(t *testing.T, program func(*fakeCell)) *node {
 	return n
 }
 
-func (n *node) restart() { n.Supervisor = New(n.options) }
+func (n *node) restart() {
+	n.Supervisor = New(n.options)
+	n.Supervisor.reaps = n.reaps // whatever this machine's kernel does
+}
 
 // free is an address that nobody listens on.
 func free(t *testing.T) string {
@@ -394,7 +398,7 @@ func (n *node) request(mode leapcell.TaskMode) StartRequest {
 		Dir: filepath.Join(n.dir, "alloc"), Address: free(n.t), MemoryMB: 256,
 		Config: leapcell.TaskConfig{
 			Mode: mode, Image: "registry/shop@sha256:1", Command: "./app", Port: p, Service: "shop", ServiceID: "shop-main-abcdefgh",
-			Deployment: "shop-1", StartTimeout: "2s", Output: "registry/shop:1", StartCommand: "./app --serve",
+			Deployment: "shop-1", StartTimeout: "30s", Output: "registry/shop:1", StartCommand: "./app --serve",
 		},
 	}
 }
@@ -408,7 +412,7 @@ func (n *node) start(req StartRequest) {
 
 func (n *node) wait(req StartRequest) Exit {
 	n.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	exit, err := n.Wait(ctx, req.ID)
 	if err != nil {
@@ -420,7 +424,7 @@ func (n *node) wait(req StartRequest) Exit {
 // until waits for what has no event to wait for.
 func until(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !f(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !f(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("never came: %s", what)
 		}

@@ -150,11 +150,10 @@ func (s *Supervisor) giveUp(tasks []*task, lock *os.File) {
 	_ = lock.Close() // the other has it: the kernel lifts it when both are closed
 }
 
-// linger ends this process's part when the last connection and, where the kernel does not tell
-// strangers how a process ended, the last process that is our child is gone.
+// linger ends this process's part when the last connection and, where only a parent hears how a
+// process ended, the last process that is our child is gone.
 func (s *Supervisor) linger(e *elder, tasks []*task) {
 	var all sync.WaitGroup
-	reap := !kernelTellsExits()
 	for _, t := range tasks {
 		all.Go(func() {
 			<-t.gate.Over()
@@ -162,7 +161,7 @@ func (s *Supervisor) linger(e *elder, tasks []*task) {
 			defer cancel()
 			t.gate.Close(ctx)
 			e.release(t.req.ID)
-			if reap {
+			if s.reaps {
 				<-t.done
 			}
 		})

@@ -100,14 +100,17 @@ func slowApp() (app http.HandlerFunc, begun, release chan struct{}) {
 	}, begun, release
 }
 
-// settled waits until the task's readiness was written down.
+// settled waits until the task's readiness was written down and its start is over: a handover
+// waits for starts only so long.
 func (n *node) settled(req StartRequest) {
 	n.t.Helper()
 	until(n.t, "record", func() bool {
 		recs, _ := n.records.load()
 		for _, r := range recs {
-			if r.Request.ID == req.ID {
-				return r.App != ""
+			if r.Request.ID == req.ID && r.App != "" {
+				n.pace.mu.Lock()
+				defer n.pace.mu.Unlock()
+				return n.pace.steps == 0
 			}
 		}
 		return false
@@ -115,8 +118,16 @@ func (n *node) settled(req StartRequest) {
 }
 
 func TestHandover(t *testing.T) {
+	t.Run("kernel that tells exits", func(t *testing.T) { testHandover(t, false) })
+	t.Run("kernel that tells them to parents", func(t *testing.T) { testHandover(t, true) })
+}
+
+// testHandover: a supervisor that reaps stays until its children have ended, one that need not
+// only until its connections are gone.
+func testHandover(t *testing.T, reaps bool) {
 	app, begun, release := slowApp()
 	n := newNode(t, serves(app))
+	n.reaps = reaps
 	old := n.generation()
 	suspended, busy, persistent := n.request(leapcell.TaskServerless), n.request(leapcell.TaskServerless), n.request(leapcell.TaskPersistent)
 	for _, req := range []StartRequest{suspended, busy, persistent} {
@@ -157,7 +168,9 @@ func TestHandover(t *testing.T) {
 		t.Errorf("a connection of the old one: %q, last: %t", body, last)
 	}
 	slow.Close()
-	<-old.left
+	if !reaps {
+		<-old.left
+	}
 	if _, err := old.Inspect(busy.ID); err != nil {
 		t.Error(err)
 	}
@@ -172,6 +185,7 @@ func TestHandover(t *testing.T) {
 			t.Errorf("exit %+v", exit)
 		}
 	}
+	<-old.left
 	// Each instance wrote two lines, one before and one after.
 	if out := n.logged(busy, "stdout"); strings.Count(out, "listening\n") != 3 || strings.Count(out, "bye\n") != 3 {
 		t.Errorf("log %q", out)
@@ -350,6 +364,7 @@ func TestOldSupervisorDiesDuringTheHandover(t *testing.T) {
 // The old one is the parent of the instance's process: what it learns reaches the new one.
 func TestExitCodeFromTheFormerSupervisor(t *testing.T) {
 	n := newNode(t, serves(hello))
+	n.reaps = true
 	old := n.generation()
 	req := n.request(leapcell.TaskServerless)
 	n.start(req)

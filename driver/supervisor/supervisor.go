@@ -54,6 +54,7 @@ type Supervisor struct {
 	left     chan struct{}           // closed when all was handed over and nothing is left to do
 	bereft   chan struct{}           // closed when the one that took over is gone: nobody may be told to ask it
 	deaths   deaths                  // what former supervisors report
+	reaps    bool                    // the kernel tells only a parent how a process ended
 	sockets  map[string]net.Listener // by task: passed on by the former supervisor; used by Recover only
 
 	mu      sync.Mutex
@@ -71,7 +72,7 @@ func New(o Options) *Supervisor {
 	}
 	return &Supervisor{
 		cfg: o, images: o.Images, networks: o.Networks, cells: o.Cells, envs: o.Envs, log: o.Log,
-		events: newEvents(), records: records{o.RecordDir}, meters: newMeters(o), pace: newPace(), left: make(chan struct{}), bereft: make(chan struct{}),
+		events: newEvents(), records: records{o.RecordDir}, meters: newMeters(o), pace: newPace(), left: make(chan struct{}), bereft: make(chan struct{}), reaps: !kernelTellsExits(),
 		tasks: map[string]*task{}, turns: map[string]chan struct{}{}, retired: map[string]*gate.Gate{}, elders: map[*peer]bool{},
 	}
 }
