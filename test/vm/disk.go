@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/leapcell/leapcell/test/vm/wire"
@@ -48,13 +49,18 @@ func makeDisk(ctx context.Context, c config, work, guest string) ([]wire.Job, er
 	if err != nil {
 		return nil, err
 	}
+	if slices.ContainsFunc(jobs, func(j wire.Job) bool { return j.Platform }) {
+		if err := t.platform(c.root); err != nil {
+			return nil, err
+		}
+	}
 	if err := t.built(ctx, c.root); err != nil {
 		return nil, err
 	}
 	if err := makeBase(work, t.inside(wire.BaseFile)); err != nil {
 		return nil, fmt.Errorf("the system of base images: %w", err)
 	}
-	text, err := json.Marshal(jobs)
+	text, err := json.Marshal(wire.Plan{Jobs: jobs, Limit: c.limit})
 	if err != nil {
 		return nil, err
 	}
@@ -119,6 +125,11 @@ func (t *tree) checkout(ctx context.Context, root string) error {
 			return err
 		}
 	}
+	return nil
+}
+
+// platform adds the programs that a platform is made of.
+func (t *tree) platform(root string) error {
 	for _, name := range ownPrograms {
 		from := filepath.Join(root, "bin", name)
 		if _, err := os.Stat(from); err != nil {

@@ -34,14 +34,15 @@ func (t *tree) tests(ctx context.Context, c config) ([]wire.Job, error) {
 			return nil, err
 		}
 		if rel != "driver" {
-			jobs = append(jobs, job(rel, dir, driverLimit, "-test.short"))
+			jobs = append(jobs, job(c, rel, dir, driverLimit, "-test.short", "-test.run="+c.tests))
 		}
 	}
-	e2e := job("driver e2e", filepath.Join(c.root, "driver"), driverLimit)
+	e2e := job(c, "driver e2e", filepath.Join(c.root, "driver"), driverLimit)
 	e2e.Env = append(e2e.Env, "NOMAD_BIN="+filepath.Join(c.root, "bin", "nomad"))
-	contract := job("contract", filepath.Join(c.root, "test", "contract"), contractLimit, "-test.run="+c.run)
+	contract := job(c, "contract", filepath.Join(c.root, "test", "contract"), contractLimit, "-test.run="+c.run)
 	// Its folder stays: should tests fail, the logs in it are shown.
 	contract.Env = append(contract.Env, "LEAPCELL_TEST_KEEP=1")
+	contract.Platform, e2e.Platform = true, true
 	jobs = slices.DeleteFunc(append(jobs, e2e, contract), func(j wire.Job) bool { return !c.wants(j.Name) })
 	if len(jobs) == 0 {
 		return nil, fmt.Errorf("there are no jobs of the name %q", c.jobs)
@@ -55,10 +56,10 @@ func (t *tree) tests(ctx context.Context, c config) ([]wire.Job, error) {
 }
 
 // job runs the tests of the package in dir.
-func job(name, dir string, limit time.Duration, args ...string) wire.Job {
+func job(c config, name, dir string, limit time.Duration, args ...string) wire.Job {
 	program := wire.Dir + "/tests/" + strings.NewReplacer("/", "-", " ", "-").Replace(name)
-	// The test's own limit comes first: it shows where it hangs.
-	args = append([]string{program, "-test.v", "-test.count=1", "-test.timeout=" + (limit - 15*time.Second).String()}, args...)
+	// The test's own limit comes first: it names the test.
+	args = append([]string{program, "-test.v", fmt.Sprintf("-test.count=%d", c.count), "-test.timeout=" + (limit - 15*time.Second).String()}, args...)
 	return wire.Job{Name: name, Dir: dir, Args: args, Env: []string{"GOTRACEBACK=all"}, Limit: limit}
 }
 

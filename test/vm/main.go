@@ -4,6 +4,7 @@
 //	go run ./test/vm                     # the tests of driver/... and the clauses that depend on the kernel
 //	go run ./test/vm -run .              # the driver's and all clauses
 //	go run ./test/vm -jobs contract -run TestMust_CP4 -v
+//	go run ./test/vm -jobs supervisor -tests TestHandover -count 20
 //
 // Debian's cloud kernel, fetched as a package and taken apart, starts on a disk made of the
 // checkout, the programs in bin/ and those of this machine that tests call. Nothing is
@@ -31,6 +32,8 @@ type config struct {
 	root     string // of the checkout
 	cache    string // for what stays: the kernel
 	run      string // the clauses
+	tests    string // of the driver
+	count    int    // runs of each
 	jobs     string // whose names contain it
 	verbose  bool
 	cpus     int
@@ -47,10 +50,12 @@ func main() {
 	c := config{}
 	flag.StringVar(&c.run, "run", kernelClauses, "the tests of the contract `whose names match`")
 	flag.StringVar(&c.jobs, "jobs", "driver/,contract", "the jobs whose names contain one of these `words`, by commas: cell, gate, contract, e2e (the driver below Nomad alone) …")
+	flag.StringVar(&c.tests, "tests", "", "the tests of the driver `whose names match`; all but long ones if not set")
+	flag.IntVar(&c.count, "count", 1, "how often each test is run")
 	flag.BoolVar(&c.verbose, "v", false, "show the output of all tests, not only that of failed ones")
 	flag.IntVar(&c.cpus, "cpus", 2, "processors of the virtual machine")
 	flag.IntVar(&c.memoryMB, "memory", 6144, "its memory in `MB`")
-	flag.DurationVar(&c.limit, "limit", time.Hour, "when to give up")
+	flag.DurationVar(&c.limit, "limit", time.Hour, "when to give up, from the machine's start: what runs then says what it does, and is ended")
 	flag.BoolVar(&c.keep, "keep", false, "leave the disk and the folder it was made of")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -63,8 +68,6 @@ func main() {
 
 // run is the whole: kernel, disk, machine, verdict.
 func run(ctx context.Context, c config) error {
-	ctx, cancel := context.WithTimeout(ctx, c.limit)
-	defer cancel()
 	begin := time.Now()
 	if _, err := exec.LookPath(qemu); err != nil {
 		return fmt.Errorf("%s is not on PATH: apt-get install --no-install-recommends qemu-system-x86", qemu)
@@ -111,7 +114,10 @@ func run(ctx context.Context, c config) error {
 	}
 	defer out.Close()
 	r := &report{verbose: c.verbose, log: out, expected: len(jobs)}
-	err = errors.Join(m.boot(ctx, r), r.verdict())
+	// The machine ends its jobs itself in time; one that does not is stuck.
+	limited, cancel := context.WithTimeout(ctx, c.limit+time.Minute)
+	defer cancel()
+	err = errors.Join(m.boot(limited, r), r.verdict())
 	fmt.Printf("vm: %s in all; the output is in %s, the console's in %s\n", time.Since(begin).Round(time.Second), out.Name(), m.log)
 	return err
 }

@@ -59,19 +59,21 @@ func agent() error {
 	}
 	defer file.Close()
 	out := &channel{file: file}
-	jobs, err := prepare()
+	plan, err := prepare()
 	if err != nil {
 		return errors.Join(err, out.tell(wire.Event{Kind: wire.Fail, Text: err.Error()}))
 	}
 	if err := out.tell(wire.Event{Kind: wire.Up, Text: about()}); err != nil {
 		return err
 	}
-	for _, job := range jobs {
+	ctx, cancel := context.WithTimeout(context.Background(), plan.Limit)
+	defer cancel()
+	for _, job := range plan.Jobs {
 		if err := out.tell(wire.Event{Kind: wire.Begin, Job: job.Name}); err != nil {
 			return err
 		}
 		begin := time.Now()
-		code := run(job, out)
+		code := run(ctx, job, out)
 		if code != 0 {
 			showLogs(out)
 		}
@@ -83,7 +85,7 @@ func agent() error {
 }
 
 // prepare does what the tests expect of a machine, and reads the jobs.
-func prepare() ([]wire.Job, error) {
+func prepare() (*wire.Plan, error) {
 	if err := pureV2(); err != nil {
 		return nil, err
 	}
@@ -102,11 +104,11 @@ func prepare() ([]wire.Job, error) {
 	if err != nil {
 		return nil, err
 	}
-	var jobs []wire.Job
-	if err := json.Unmarshal(b, &jobs); err != nil {
+	plan := &wire.Plan{}
+	if err := json.Unmarshal(b, plan); err != nil {
 		return nil, fmt.Errorf("%s: %w", wire.JobsFile, err)
 	}
-	return jobs, nil
+	return plan, nil
 }
 
 const (
@@ -174,9 +176,12 @@ func about() string {
 	return fmt.Sprintf("Linux %s, control groups of version 2: %s", unix.ByteSliceToString(u.Release[:]), strings.TrimSpace(string(controllers)))
 }
 
+// dumpLimit is how long a job may take to say what it does when its time is over.
+const dumpLimit = 15 * time.Second
+
 // run runs one job in a control group of its own, as a service of systemd has it, and gives
 // its exit code.
-func run(job wire.Job, out *channel) int {
+func run(ctx context.Context, job wire.Job, out *channel) int {
 	fail := func(err error) int {
 		fmt.Fprintf(out, "%s: %v\n", job.Name, err)
 		return 1
@@ -191,7 +196,10 @@ func run(job wire.Job, out *channel) int {
 		return fail(err)
 	}
 	defer dir.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), job.Limit)
+	if ctx.Err() != nil {
+		return fail(errors.New("not begun: there is no time left"))
+	}
+	ctx, cancel := context.WithTimeout(ctx, job.Limit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, job.Args[0], job.Args[1:]...)
 	cmd.Dir, cmd.Env = job.Dir, append([]string{path, "HOME=/root"}, job.Env...)
@@ -200,10 +208,11 @@ func run(job wire.Job, out *channel) int {
 	}
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: int(dir.Fd())}
-	cmd.WaitDelay = 5 * time.Second // for processes left behind that have our pipe
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGQUIT) } // a Go program tells what all of it does
+	cmd.WaitDelay = dumpLimit                                                // also for processes left behind that have our pipe
 	err = cmd.Run()
 	if ctx.Err() != nil {
-		err = fmt.Errorf("not done within %s: killed", job.Limit)
+		err = errors.New("not done in time: ended")
 	}
 	endRest(group, out)
 	if left := slices.DeleteFunc(groups(), func(g string) bool { return slices.Contains(before, g) }); len(left) > 0 {

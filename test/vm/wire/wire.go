@@ -35,13 +35,22 @@ const (
 	EmulatedVariable = "LEAPCELL_TEST_EMULATED=1"
 )
 
+// Plan is what there is to do inside.
+type Plan struct {
+	Jobs  []Job         `json:"jobs"`
+	Limit time.Duration `json:"limit"` // for all of them, counted from the machine's start
+}
+
 // Job is one command to run inside.
 type Job struct {
-	Name  string        `json:"name"`
-	Dir   string        `json:"dir"`
-	Args  []string      `json:"args"`
-	Env   []string      `json:"env"`
-	Limit time.Duration `json:"limit"` // it is killed then
+	Name string   `json:"name"`
+	Dir  string   `json:"dir"`
+	Args []string `json:"args"`
+	Env  []string `json:"env"`
+	// Limit is when it is asked for a dump of what it does, and ended.
+	Limit time.Duration `json:"limit"`
+	// Platform says that it needs the platform's programs.
+	Platform bool `json:"platform"`
 }
 
 // Built maps the folder of a Go program to the file that it was compiled to outside: there
