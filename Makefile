@@ -7,6 +7,9 @@ BENCH ?= cold
 N     ?= 50
 FUZZTIME ?= 30s
 
+# CGROUPS is the kind of control groups of this machine: v2, or hybrid with the controllers of v1.
+CGROUPS = $(if $(filter cgroup2fs,$(shell stat -fc %T /sys/fs/cgroup)),v2,hybrid)
+
 # VERSION is set once per release; a plain build says so.
 VERSION ?= dev
 PROGRAMS = leapcell leapcelld leapcell-edge nomad-driver-leapcell
@@ -54,9 +57,13 @@ contract: build tools ## only the runtime contract, one test a clause (RUN=TestM
 test-v2: build tools ## the driver's tests and the contract's clauses in a virtual machine with cgroup v2 alone (RUN=. for all clauses, JOBS=cell for some tests)
 	$(GO) run ./test/vm $(if $(filter-out file,$(origin RUN)),-run '$(RUN)') $(if $(JOBS),-jobs '$(JOBS)')
 
-clauses: build tools ## the runtime contract, and its results into docs/runtime-contract.md
-	$(GO) run ./test/with $(GO) test -count=1 -json -timeout 60m ./test/contract >bin/contract.json; \
-	status=$$?; $(GO) run ./test/clauses bin/contract.json && exit $$status
+clauses: build tools ## the runtime contract, and its results into docs/runtime-contract.md (RUN=TestMust_FS for some clauses)
+	$(GO) run ./test/with $(GO) test -count=1 -json -timeout 60m -run '$(RUN)' ./test/contract >bin/contract.json; \
+	status=$$?; $(GO) run ./test/clauses $(CGROUPS)=bin/contract.json && exit $$status
+
+clauses-v2: build tools ## the same in a virtual machine with cgroup v2 alone (an hour and more; RUN=TestMust_FS for some clauses)
+	$(GO) run ./test/vm -jobs contract -run '$(RUN)' -limit 4h -json bin/contract-v2.json; \
+	status=$$?; $(GO) run ./test/clauses v2=bin/contract-v2.json && exit $$status
 
 soak: build tools ## a thousand instances through the driver, and what is left of them (as root; N=1000)
 	LEAPCELL_SOAK_CYCLES=$(if $(filter-out file,$(origin N)),$(N),1000) $(GO) run ./test/with $(GO) test -count=1 -v -timeout 60m ./test/soak
@@ -82,4 +89,4 @@ docs: ## regenerate what is generated
 clean: ## remove what was built
 	rm -rf bin
 
-.PHONY: help up down status build tools test check lint unit e2e contract clauses test-v2 soak bench fuzz docs clean
+.PHONY: help up down status build tools test check lint unit e2e contract clauses clauses-v2 test-v2 soak bench fuzz docs clean

@@ -7,6 +7,8 @@
 // Each clause of the document's own tables gets a line, also one that no test proves. Its
 // tests are those that are named after it, TestMust_{clause}_{what}; results come from runs of
 // `go test -json`, each with a column of its own. A subtest named after a mode counts for it.
+// What no run has anything about stays as the document has it: a run may be of some clauses, and
+// of one kind of machine.
 package main
 
 import (
@@ -56,7 +58,7 @@ func run(args []string, stdout io.Writer) error {
 		}
 		runs = append(runs, r)
 	}
-	t := newTable(clauses(string(text)), known, runs)
+	t := newTable(clauses(string(text)), known, withOld(runs, string(text)))
 	out, err := t.into(string(text))
 	if err != nil {
 		return fmt.Errorf("%s: %w", *doc, err)

@@ -4,6 +4,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -87,6 +88,26 @@ func TestTableGoesBetweenTheMarkers(t *testing.T) {
 		}
 		if got, err := os.ReadFile(doc); err != nil || string(got) != want {
 			t.Fatalf("%v, the document is\n%s", err, got)
+		}
+	}
+}
+
+// Who has one kind of machine at hand leaves the other's column alone, and who runs some clauses
+// the other lines.
+func TestWhatWasNotRunStays(t *testing.T) {
+	doc := write(t, "doc.md", document)
+	tests := filepath.Dir(write(t, "a_test.go", source))
+	hybrid, v2 := write(t, "1.json", output), write(t, "2.json", `{"Action":"pass","Test":"TestMust_FS1_RootIsReadOnly"}`)
+	some := write(t, "3.json", `{"Action":"pass","Test":"TestMust_RQ1_Ends"}`)
+	last := strings.Replace(want, "| RQ1 | Ends | serverless pass, persistent **1 of 1 failed** | not run |", "| RQ1 | Ends | serverless pass, persistent **1 of 1 failed** | pass |", 1)
+	for _, step := range []struct{ given, want string }{
+		{"v2=" + v2, "| clause | tests | v2 |"}, {"hybrid=" + hybrid, want}, {"v2=" + some, last}, {"hybrid=" + hybrid, last},
+	} {
+		if err := run([]string{"-doc", doc, "-tests", tests, step.given}, io.Discard); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(doc); err != nil || !strings.Contains(string(got), step.want) {
+			t.Fatalf("%v, after %s the document is\n%s", err, step.given, got)
 		}
 	}
 }

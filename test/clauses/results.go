@@ -66,10 +66,11 @@ const (
 type results struct {
 	name     string
 	verdicts map[string]verdict
+	old      map[string]string // by clause: what the document said of it before
 }
 
 func readResults(name, file string) (results, error) {
-	r := results{name, map[string]verdict{}}
+	r := results{name: name, verdicts: map[string]verdict{}}
 	f, err := os.Open(file)
 	if err != nil {
 		return r, err

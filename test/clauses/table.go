@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"regexp"
@@ -29,6 +30,34 @@ func clauses(doc string) []string {
 		}
 	}
 	return out
+}
+
+// withOld adds to runs what the document's table has, as columns of their own if there is no run
+// of the name.
+func withOld(runs []results, doc string) []results {
+	_, rest, _ := strings.Cut(doc, begin)
+	table, _, _ := strings.Cut(rest, end)
+	var columns []*results // of the document, without the first two
+	for line := range strings.Lines(table) {
+		row := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
+		for i := 2; i < len(row); i++ {
+			switch clause, cell := strings.TrimSpace(row[0]), strings.TrimSpace(row[i]); {
+			case clause == "clause":
+				columns = append(columns, &results{name: cell, old: map[string]string{}})
+			case i-2 < len(columns):
+				columns[i-2].old[clause] = cell
+			}
+		}
+	}
+	for _, c := range columns {
+		if i := slices.IndexFunc(runs, func(r results) bool { return r.name == c.name }); i >= 0 {
+			runs[i].old = c.old
+		} else {
+			runs = append(runs, *c)
+		}
+	}
+	slices.SortFunc(runs, func(a, b results) int { return cmp.Compare(a.name, b.name) })
+	return runs
 }
 
 // table is clause by clause what was tested and how it ended.
@@ -107,7 +136,7 @@ func (t *table) cell(id string, r results) string {
 	}
 	switch {
 	case len(parts) == 0:
-		return "not run"
+		return cmp.Or(r.old[id], "not run")
 	case missing > 0:
 		parts = append(parts, fmt.Sprintf("%d not run", missing))
 	}

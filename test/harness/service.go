@@ -116,7 +116,7 @@ func Name(t testing.TB) string {
 
 func (s *Service) delete(t testing.TB) {
 	// The test's own context is over by now.
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), Allow(time.Minute))
 	defer cancel()
 	if t.Failed() {
 		t.Logf("log of %s:\n%s", s.Name, tail(s.logs(ctx), 30))
@@ -259,7 +259,7 @@ func (s *Service) Get(t testing.TB, path string) Reply {
 
 // Visit visits the service as a visitor of one's own.
 func (s *Service) Visit(ctx context.Context, visitor *http.Client, path string) (Reply, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, Allow(2*time.Minute))
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.Host+path, nil)
 	if err != nil {
@@ -323,9 +323,11 @@ func (s *Service) ToZero(t testing.TB) {
 	Eventually(t, 40*time.Second, "no instance is left", func() bool { return len(s.Allocs(t)) == 0 })
 }
 
-// Eventually polls, for what other processes do and nobody announces.
+// Eventually polls, for what other processes do and nobody announces. The limit is that of a
+// machine of full speed.
 func Eventually(t testing.TB, limit time.Duration, what string, ok func() bool) {
 	t.Helper()
+	limit = Allow(limit)
 	deadline := time.Now().Add(limit)
 	for !ok() {
 		if time.Now().After(deadline) {

@@ -14,10 +14,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -35,6 +37,7 @@ type config struct {
 	tests    string // of the driver
 	count    int    // runs of each
 	jobs     string // whose names contain it
+	json     string // a file for the results
 	verbose  bool
 	cpus     int
 	memoryMB int
@@ -52,6 +55,7 @@ func main() {
 	flag.StringVar(&c.jobs, "jobs", "driver/,contract", "the jobs whose names contain one of these `words`, by commas: cell, gate, contract, e2e (the driver below Nomad alone) …")
 	flag.StringVar(&c.tests, "tests", "", "the tests of the driver `whose names match`; all but long ones if not set")
 	flag.IntVar(&c.count, "count", 1, "how often each test is run")
+	flag.StringVar(&c.json, "json", "", "write the results to `file` as go test -json does, for test/clauses")
 	flag.BoolVar(&c.verbose, "v", false, "show the output of all tests, not only that of failed ones")
 	flag.IntVar(&c.cpus, "cpus", 2, "processors of the virtual machine")
 	flag.IntVar(&c.memoryMB, "memory", 6144, "its memory in `MB`")
@@ -114,12 +118,30 @@ func run(ctx context.Context, c config) error {
 	}
 	defer out.Close()
 	r := &report{verbose: c.verbose, log: out, expected: len(jobs)}
+	said := &bytes.Buffer{}
+	if c.json != "" {
+		r.results = said
+	}
 	// The machine ends its jobs itself in time; one that does not is stuck.
 	limited, cancel := context.WithTimeout(ctx, c.limit+time.Minute)
 	defer cancel()
 	err = errors.Join(m.boot(limited, r), r.verdict())
+	if c.json != "" {
+		err = errors.Join(err, writeResults(ctx, c.json, said))
+	}
 	fmt.Printf("vm: %s in all; the output is in %s, the console's in %s\n", time.Since(begin).Round(time.Second), out.Name(), m.log)
 	return err
+}
+
+// writeResults writes what tests said as events.
+func writeResults(ctx context.Context, name string, said io.Reader) error {
+	f, err := os.Create(name)
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, "go", "tool", "test2json")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = said, f, os.Stderr
+	return errors.Join(cmd.Run(), f.Close())
 }
 
 // checkout is the folder of the module that this is run in.

@@ -19,6 +19,7 @@ import (
 type report struct {
 	verbose  bool
 	log      io.Writer // gets everything
+	results  io.Writer // gets what the jobs say, marked for test2json; may be nil
 	expected int       // jobs
 
 	line   []byte       // the last one, which has not ended
@@ -48,6 +49,12 @@ func (r *report) Write(b []byte) (int, error) {
 func (r *report) take(line []byte) {
 	var e wire.Event
 	if line[0] != wire.Mark {
+		if r.results != nil {
+			if _, err := r.results.Write(line); err != nil {
+				r.cause = err
+			}
+		}
+		line = bytes.ReplaceAll(line, []byte{testMark}, nil)
 		r.job.Write(line)
 		if r.verbose {
 			os.Stdout.Write(line)
@@ -71,6 +78,9 @@ func (r *report) take(line []byte) {
 		r.cause = errors.New(e.Text)
 	}
 }
+
+// testMark is before each line of a test's output that is of the framework.
+const testMark = 0x16
 
 var result = regexp.MustCompile(`(?m)^(?:\s*)--- (PASS|FAIL|SKIP): (\S+)`)
 
