@@ -43,6 +43,10 @@ const output = `not JSON at all
 {"Action":"fail","Test":"TestMust_RQ1_Ends/persistent"}
 {"Action":"fail","Test":"TestMust_RQ1_Ends"}
 {"Action":"run","Test":"TestMust_XX1_IsUnknown"}
+{"Action":"pause","Test":"TestMust_XX1_IsUnknown"}
+{"Action":"cont","Test":"TestMust_XX1_IsUnknown"}
+{"Action":"run","Test":"TestMust_RQ2_IsBounded"}
+{"Action":"pause","Test":"TestMust_RQ2_IsBounded"}
 {"Action":"fail"}
 `
 

@@ -86,11 +86,13 @@ func readResults(name, file string) (results, error) {
 		switch v := verdict(event.Action); v {
 		case passed, failed, skipped:
 			r.verdicts[event.Test] = v
-		case "run":
+		case "run", "cont":
 			// One that never ends was cut off with the whole run.
 			if _, ended := r.verdicts[event.Test]; !ended {
 				r.verdicts[event.Test] = failed
 			}
+		case "pause":
+			delete(r.verdicts, event.Test) // its turn may never come
 		}
 	}
 	if err := lines.Err(); err != nil {
