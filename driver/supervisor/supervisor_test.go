@@ -217,6 +217,20 @@ func TestLC6_AppExits(t *testing.T) {
 	}
 }
 
+// Who hears of the end from the gate reads the log next, for the reason.
+func TestLC6_LastWordsAreInTheLogFirst(t *testing.T) {
+	n := newNode(t, exits(3, strings.Repeat("x", 2*logBurst)+"last words\n")) // so much that copying pauses
+	req := n.request(leapcell.TaskServerless)
+	n.start(req)
+	if status, _ := get(t, req.Address); status != 502 {
+		t.Errorf("visitor got %d", status)
+	}
+	if log := n.logged(req, "stderr"); !strings.Contains(log, "last words\n") {
+		t.Errorf("%d bytes are logged, without the last", len(log))
+	}
+	n.wait(req)
+}
+
 func TestLC5_WrongPort(t *testing.T) {
 	n := newNode(t, hangs)
 	req := n.request(leapcell.TaskServerless)

@@ -293,6 +293,10 @@ func (t *task) attend() Exit {
 	if failure.Code == leapcell.CodePortNotListening {
 		exit = Exit{Code: 1, Message: failure.Message}
 	}
+	if t.sup.pace.begin() == nil {
+		t.logs.drain() // who hears of the end from the gate reads the log next
+		t.sup.pace.end()
+	}
 	t.gate.Exited(exit.Code, exit.Message)
 	return exit
 }
