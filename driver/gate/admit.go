@@ -102,6 +102,11 @@ func (g *Gate) admit() *refusal {
 func (g *Gate) leave() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.giveBack()
+}
+
+// giveBack is leave. The caller holds mu.
+func (g *Gate) giveBack() {
 	if g.state == Ready {
 		if w := g.next(); w != nil {
 			w.result <- nil

@@ -126,6 +126,7 @@ type Gate struct {
 	cancel   context.CancelFunc     // ends the probe
 
 	listener *pausable
+	lanes    *lanes
 	left     atomic.Bool   // the instance is in another gate's hands, see Leave
 	conns    atomic.Int64  // open connections
 	over     chan struct{} // closed when left and nothing is open any more
@@ -151,6 +152,9 @@ type Gate struct {
 	busySince time.Time // begin of the present busy span, see meter
 	busyMS    int64     // what of it is counted
 	counts    Stats     // the counters only
+
+	inLane     int           // requests in flight of which the server does not know
+	lanesEmpty chan struct{} // closed when there are none; nil if nobody waits for that
 }
 
 // New makes a gate and begins to accept on cfg.Listener, which it closes in the end.
@@ -182,14 +186,16 @@ func New(cfg Config) *Gate {
 		// Longer than edges keep idle connections, so that it is they who close them: a
 		// request can then never meet a connection that is being closed here.
 		IdleTimeout: 5 * time.Minute,
-		ConnState:   g.countConn,
+		ConnState:   g.connState,
+		ConnContext: withLane,
 		ErrorLog:    slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
 	}
 	// Edges speak HTTP/1.1. HTTP/2 is for whoever has a load balancer of their own before
 	// the gate and gRPC behind it.
 	g.server.Protocols.SetHTTP1(true)
 	g.server.Protocols.SetUnencryptedHTTP2(true)
-	go func() { _ = g.server.Serve(g.listener) }()
+	g.lanes = &lanes{Listener: g.listener, g: g, open: map[*lane]bool{}}
+	go func() { _ = g.server.Serve(g.lanes) }()
 	return g
 }
 
@@ -302,9 +308,11 @@ func (g *Gate) Close(ctx context.Context) {
 		g.enterState(Draining)
 	}
 	g.mu.Unlock()
+	g.awaitLanes(ctx)
 	if g.server.Shutdown(ctx) != nil {
 		_ = g.server.Close()
 	}
+	g.lanes.cut()
 	g.upstream.close()
 	g.http2.transport.CloseIdleConnections()
 	g.mu.Lock()

@@ -148,8 +148,11 @@ func (g *Gate) Leave(o Owner) (busy bool) {
 // command any more.
 func (g *Gate) Over() <-chan struct{} { return g.over }
 
-// countConn is the server's ConnState hook.
-func (g *Gate) countConn(_ net.Conn, s http.ConnState) {
+// connState is the server's hook.
+func (g *Gate) connState(conn net.Conn, s http.ConnState) {
+	if l, ok := conn.(*lane); ok {
+		l.state(s)
+	}
 	switch s {
 	case http.StateNew:
 		g.conns.Add(1)

@@ -118,9 +118,13 @@ func (v *visit) count() {
 		return
 	}
 	v.counted = true
-	g := v.gate
+	v.gate.countRequest(time.Now())
+}
+
+// countRequest counts a request that is about to be answered whole.
+func (g *Gate) countRequest(now time.Time) {
 	g.mu.Lock()
-	g.meter(time.Now())
+	g.meter(now)
 	g.counts.Requests++
 	g.mu.Unlock()
 	if g.cfg.Meter != nil {

@@ -21,6 +21,7 @@ type passage struct {
 	up      *upload     // nil without a body
 	small   []byte      // all of the body, if it is small; else nil
 	leave   func() bool // stops the watch over the visitor; false if it left before
+	sent    *appConn    // that the request was sent over already; nil if it was not
 }
 
 // pass sends the request to the app and its answer back.
@@ -31,6 +32,14 @@ func (g *Gate) pass(w http.ResponseWriter, r *http.Request, upgrade string) {
 		p.overHTTP2()
 		return
 	}
+	p.overHTTP1()
+}
+
+// goOn passes a request on of which a part is done.
+func (g *Gate) goOn(w http.ResponseWriter, r *http.Request, b *begun) {
+	v := g.visit(w)
+	defer v.end()
+	p := &passage{g: g, w: v, r: r, sent: b.conn, end: time.Now().Add(g.cfg.RequestTimeout)}
 	p.overHTTP1()
 }
 
@@ -67,13 +76,17 @@ func (p *passage) overHTTP1() {
 			return
 		}
 	}
-	c, err := p.g.upstream.get(p.r.Context())
+	c, err := p.sent, error(nil)
+	if c == nil {
+		c, err = p.g.upstream.get(p.r.Context())
+	}
 	if err != nil {
 		p.refuse(p.explain(err))
 		p.settle(refused)
 		return
 	}
 	p.invite()
+	c.until = instant{}
 	_ = c.SetDeadline(p.end)
 	// A visitor who leaves brings the deadline forward.
 	p.leave = context.AfterFunc(p.r.Context(), c.expire)
@@ -108,8 +121,11 @@ const (
 
 // exchange has the request answered over c.
 func (p *passage) exchange(c *appConn) (*http.Response, outcome) {
-	err := c.send(p)
 	var res *http.Response
+	var err error
+	if p.sent == nil {
+		err = c.send(p)
+	}
 	if err == nil {
 		res, err = c.receive(p)
 	}

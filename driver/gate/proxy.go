@@ -18,6 +18,7 @@ import (
 func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header()[leapcell.HeaderInstance] = g.header
 	meant := r.Header[leapcell.HeaderInstance]
+	begun := g.begunInLane(r)
 	if len(meant) > 0 && meant[0] != g.cfg.Instance {
 		g.refuse(w, gone)
 		return
@@ -30,6 +31,10 @@ func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if upgrade == "" && g.left.Load() || len(meant) == 0 && dubiousFraming(r) {
 		// After a handover the next request is for the gate that has the socket now.
 		w.Header()["Connection"] = closing
+	}
+	if begun != nil {
+		g.goOn(w, r, begun)
+		return
 	}
 	if refused := g.check(r, upgrade); refused != nil {
 		g.refuse(w, refused)

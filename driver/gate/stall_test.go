@@ -275,7 +275,7 @@ func TestRQ4_WebSocketBytes(t *testing.T) {
 			return
 		}
 		if r.Header.Get("Upgrade") == "" || r.URL.Path == "/no" {
-			io.WriteString(conn, "HTTP/1.1 426 Upgrade Required\r\nUpgrade: websocket\r\nContent-Length: 2\r\n\r\nno")
+			io.WriteString(conn, "HTTP/1.1 426 Upgrade Required\r\nConnection: close\r\nUpgrade: websocket\r\nContent-Length: 2\r\n\r\nno")
 			return
 		}
 		io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\nSec-WebSocket-Accept: y\r\n\r\nfirst")

@@ -64,6 +64,7 @@ type appConn struct {
 	since  time.Time // idle since
 	left   int64     // bytes that the response's head may still take; negative: no limit
 	expire func()    // ends what waits for the connection
+	until  instant   // the deadline that the lane has set
 	wanted chan bool // the app's word on a body that it was asked about; nil if it was not
 }
 
@@ -107,34 +108,41 @@ func (c *appConn) poll(fd uintptr) {
 
 // get gives an idle connection or a new one.
 func (u *upstream) get(ctx context.Context) (*appConn, error) {
-	for {
-		u.mu.Lock()
-		n := len(u.idle)
-		if n == 0 {
-			u.mu.Unlock()
-			break
-		}
-		c := u.idle[n-1]
-		u.idle[n-1] = nil
-		u.idle = u.idle[:n-1]
-		u.mu.Unlock()
-		if time.Since(c.since) < keepAlive && c.alive() {
-			return c, nil
-		}
-		_ = c.Close()
+	if c := u.kept(); c != nil {
+		return c, nil
 	}
 	conn, err := u.dial(ctx)
 	if err != nil {
 		return nil, err
 	}
 	c := &appConn{Conn: conn}
-	c.in, c.out = bufio.NewReader(c), bufio.NewWriter(conn)
+	c.in, c.out = bufio.NewReaderSize(c, laneBuffer), bufio.NewWriter(conn)
 	c.expire = func() { _ = conn.SetDeadline(time.Unix(1, 0)) }
 	if s, ok := conn.(syscall.Conn); ok {
 		c.raw, _ = s.SyscallConn()
 		c.look = c.poll
 	}
 	return c, nil
+}
+
+// kept gives an idle connection, nil if there is none.
+func (u *upstream) kept() *appConn {
+	for {
+		u.mu.Lock()
+		n := len(u.idle)
+		if n == 0 {
+			u.mu.Unlock()
+			return nil
+		}
+		c := u.idle[n-1]
+		u.idle[n-1] = nil
+		u.idle = u.idle[:n-1]
+		u.mu.Unlock()
+		if time.Since(c.since) < keepAlive && c.alive() {
+			return c
+		}
+		_ = c.Close()
+	}
 }
 
 // put keeps a connection for the next request.
@@ -325,7 +333,7 @@ func (c *appConn) writeChunk(b []byte) {
 
 // receive reads the head of the response and passes interim ones on.
 func (c *appConn) receive(p *passage) (*http.Response, error) {
-	c.left = leapcell.MaxResponseHeadersBytes
+	c.left = leapcell.MaxResponseHeadersBytes - int64(c.in.Buffered())
 	defer func() { c.left = -1 }()
 	for {
 		res, err := http.ReadResponse(c.in, p.r)
