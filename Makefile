@@ -31,6 +31,7 @@ status: ## what runs of it, and what to do about what does not
 
 build: ## all programs, into bin/
 	$(GO) build -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ $(PROGRAMS:%=./cmd/%)
+	CGO_ENABLED=0 $(GO) build -C tools/buildkit -trimpath -ldflags '-s -w' -o ../../bin/leapcell-build .
 
 tools: build ## Nomad and Vault: found on PATH, or built from their pinned modules into bin/
 	bin/leapcell tools

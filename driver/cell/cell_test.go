@@ -65,7 +65,7 @@ func TestServerlessSandbox(t *testing.T) {
 				t.Errorf("cgroup file can be written to: %s", w)
 			}
 		}
-		for _, call := range []string{"mount", "unshare", "chown", "mknod", "chroot", "socket alg", "socket alg in disguise", "socket vsock"} {
+		for _, call := range []string{"mount", "unshare", "user namespace", "chown", "mknod", "chroot", "socket alg", "socket alg in disguise", "socket vsock"} {
 			errno(call, v.Calls[call], "operation not permitted")
 		}
 		errno("socket inet", v.Calls["socket inet"], "")
@@ -108,6 +108,30 @@ func TestPersistentSandbox(t *testing.T) {
 	})
 }
 
+func TestInstanceUser(t *testing.T) {
+	onEach(t, func(t *testing.T, l Launcher) {
+		v := look(t, l, func(c *Config) { c.User = User{UID: 1234, GID: 2345} })
+		if v.UID != 1234 || v.GID != 2345 || v.CapEff != "0000000000000000" || v.NoNewPrivs != "1" {
+			t.Errorf("user %d:%d with capabilities %s", v.UID, v.GID, v.CapEff)
+		}
+	})
+}
+
+// A nested build may make sandboxes, but only as nobody and in no network of its own.
+func TestNestedBuild(t *testing.T) {
+	onEach(t, func(t *testing.T, l Launcher) {
+		v := look(t, l, func(c *Config) { c.Mode, c.CPUs, c.Nested = leapcell.TaskBuild, 1, true })
+		if v.Calls["user namespace"] != "" {
+			t.Errorf("it gets no user namespace: %s", v.Calls["user namespace"])
+		}
+		for _, what := range []string{"net namespace", "mount", "mknod", "unshare"} {
+			if v.Calls[what] == "" {
+				t.Errorf("%s is allowed", what)
+			}
+		}
+	})
+}
+
 func TestBuildSandbox(t *testing.T) {
 	onEach(t, func(t *testing.T, l Launcher) {
 		secret := filepath.Join(t.TempDir(), "pip.conf")
@@ -126,7 +150,7 @@ func TestBuildSandbox(t *testing.T) {
 				t.Errorf("%s fails: %s", what, v.Calls[what])
 			}
 		}
-		for _, what := range []string{"mount", "mknod", "unshare"} {
+		for _, what := range []string{"mount", "mknod", "unshare", "user namespace"} {
 			if v.Calls[what] == "" {
 				t.Errorf("%s is allowed", what)
 			}

@@ -23,6 +23,8 @@ type Config struct {
 	WorkDir      string   // "" is /
 	MemoryMB     int
 	CPUs         int    // whole cores; builds only
+	Nested       bool   // may make sandboxes of its own, in a user namespace; builds only
+	User         User   // of instances; builds are root
 	NetnsPath    string // "" is a new, empty one
 	Hostname     string
 	ResolvConf   []byte
@@ -32,12 +34,28 @@ type Config struct {
 	CgroupParent string // "leapcell-<name>"; also names the runtime's state folder under /run
 }
 
+// User is who runs an instance; the zero value is the contract's. [ID1]
+type User struct{ UID, GID int }
+
+func (u User) orDefault() User {
+	if u.UID == 0 {
+		u.UID = leapcell.InstanceUID
+	}
+	if u.GID == 0 {
+		u.GID = leapcell.InstanceGID
+	}
+	return u
+}
+
 // Mount binds a file or folder of the host into the cell.
 type Mount struct {
 	Source   string
 	Target   string
 	ReadOnly bool
 }
+
+// maxID is the largest number of a user or group: those above are of user namespaces.
+const maxID = 1<<16 - 1
 
 var idFormat = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
 
@@ -57,11 +75,16 @@ func (c Config) validate() error {
 		return invalid("there is no command to run")
 	case c.WorkDir != "" && !filepath.IsAbs(c.WorkDir):
 		return invalid("working directory %q must be absolute", c.WorkDir)
+	case c.User.UID < 0 || c.User.GID < 0 || c.User.UID > maxID || c.User.GID > maxID:
+		return invalid("user %d:%d: numbers from 1 to %d are allowed", c.User.UID, c.User.GID, maxID)
 	case c.MemoryMB <= 0:
 		return invalid("memory is %d MB: it must be positive", c.MemoryMB)
 	}
 	switch c.Mode {
 	case leapcell.TaskServerless, leapcell.TaskPersistent:
+		if c.Nested {
+			return invalid("only builds may make sandboxes of their own")
+		}
 	case leapcell.TaskBuild:
 		if c.CPUs <= 0 {
 			return invalid("cpus is %d: a build needs at least 1", c.CPUs)

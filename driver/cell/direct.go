@@ -15,13 +15,11 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unsafe"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/leapcell/leapcell"
-	"github.com/leapcell/leapcell/driver/cell/filter"
 	"github.com/leapcell/leapcell/driver/cell/script"
 )
 
@@ -30,9 +28,9 @@ import (
 type direct struct {
 	h       *hierarchy
 	machine machine
-	filters [2][]byte // compiled: of instances, of builds
-	empty   *os.File  // a mount namespace with nothing in it
-	shared  sync.Map  // cgroup parent -> *sync.Once's result: groups that all its cells share
+	filters [policies][]byte // compiled
+	empty   *os.File         // a mount namespace with nothing in it
+	shared  sync.Map         // cgroup parent -> *sync.Once's result: groups that all its cells share
 }
 
 // machine is what of this machine a script depends on.
@@ -88,12 +86,10 @@ func newDirect(h *hierarchy) (*direct, error) {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return nil, fmt.Errorf("protect our memory: %w", err)
 	}
-	for i, build := range []bool{false, true} {
-		code, err := filter.Compile(seccomp(build))
-		if err != nil {
+	for p := range policies {
+		if d.filters[p], err = compiled(p); err != nil {
 			return nil, err
 		}
-		d.filters[i] = unsafe.Slice((*byte)(unsafe.Pointer(&code[0])), len(code)*int(unsafe.Sizeof(code[0])))
 	}
 	d.machine.groups = h.mounts1()
 	d.empty, err = emptyNamespace()
@@ -111,12 +107,11 @@ func (d *direct) run(ctx context.Context, cell *Cell, host Host) error {
 	if err := prepareTargets(c); err != nil {
 		return err
 	}
-	build := c.Mode == leapcell.TaskBuild
-	if err := giveOutput([]*os.File{c.Stdout, c.Stderr}, build); err != nil {
+	if err := giveOutput([]*os.File{c.Stdout, c.Stderr}, c); err != nil {
 		return err
 	}
 	spec := Spec(c, host)
-	s, err := sandbox(spec, d.machine, d.filter(build))
+	s, err := sandbox(spec, d.machine, d.filter(c))
 	if err != nil {
 		return err
 	}
@@ -200,12 +195,7 @@ func (o *opened) close() {
 	}
 }
 
-func (d *direct) filter(build bool) []byte {
-	if build {
-		return d.filters[1]
-	}
-	return d.filters[0]
-}
+func (d *direct) filter(c Config) []byte { return d.filters[policyOf(c)] }
 
 // begin starts a process and holds it.
 func begin(ctx context.Context, s *script.Script, p script.Process) (*process, error) {
@@ -365,8 +355,8 @@ func (h *hierarchy) mounts1() []v1Mount {
 }
 
 // giveOutput lets the app open /dev/stdout and /dev/stderr anew, where they are pipes.
-func giveOutput(files []*os.File, build bool) error {
-	if build {
+func giveOutput(files []*os.File, c Config) error {
+	if c.Mode == leapcell.TaskBuild {
 		return nil // root may anyway
 	}
 	for _, f := range files {
@@ -375,7 +365,7 @@ func giveOutput(files []*os.File, build bool) error {
 			return err
 		}
 		if info.Mode()&fs.ModeNamedPipe != 0 {
-			if err := f.Chown(leapcell.InstanceUID, -1); err != nil {
+			if err := f.Chown(c.User.orDefault().UID, -1); err != nil {
 				return err
 			}
 		}

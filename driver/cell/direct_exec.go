@@ -9,7 +9,6 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"github.com/leapcell/leapcell"
 	"github.com/leapcell/leapcell/driver/cell/script"
 )
 
@@ -39,7 +38,7 @@ func (d *direct) exec(ctx context.Context, cell *Cell, spec *specs.Process, stdi
 	}
 	var s *script.Script
 	if err == nil {
-		s, err = beside(spec, d.machine, d.filter(c.Mode == leapcell.TaskBuild))
+		s, err = beside(spec, d.machine, d.filter(c))
 	}
 	var held *process
 	if err == nil {

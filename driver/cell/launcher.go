@@ -168,20 +168,20 @@ func (l *launcher) prepare(c Config, own Host) error {
 		}
 	}
 	if c.Mode == leapcell.TaskPersistent {
-		return handOver(c.Rootfs, c.WorkDir)
+		return handOver(c.Rootfs, c.WorkDir, c.User.orDefault())
 	}
 	return nil
 }
 
 // handOver makes the app's user the owner of the root folder and of everything in the working
 // directory: a persistent instance may write there. [FS1]
-func handOver(rootfs, workDir string) error {
+func handOver(rootfs, workDir string, user User) error {
 	root, err := os.OpenRoot(rootfs)
 	if err != nil {
 		return err
 	}
 	defer root.Close()
-	own := func(name string) error { return root.Lchown(name, leapcell.InstanceUID, leapcell.InstanceGID) }
+	own := func(name string) error { return root.Lchown(name, user.UID, user.GID) }
 	if err := own("."); err != nil {
 		return err
 	}
@@ -286,7 +286,7 @@ func startError(c Config, err error) error {
 	case has("executable file", "not found"), has("exec", c.Args[0], "no such file or directory"):
 		message = fmt.Sprintf("the image has no program %q", c.Args[0])
 	case has("exec", c.Args[0], "permission denied"), has("open executable: permission denied"):
-		message = fmt.Sprintf("the program %q cannot be executed by user %d", c.Args[0], leapcell.InstanceUID)
+		message = fmt.Sprintf("the program %q cannot be executed by user %d", c.Args[0], c.User.orDefault().UID)
 	case has("exec format error"):
 		message = fmt.Sprintf("the program %q is not made for this machine (%s)", c.Args[0], unameMachine())
 	case has("cannot allocate memory"), has("container init was oom-killed"):

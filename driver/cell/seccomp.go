@@ -3,9 +3,13 @@ package cell
 import (
 	"runtime"
 	"slices"
+	"unsafe"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/driver/cell/filter"
 )
 
 // The system call filter: everything on the lists below is allowed, everything else fails
@@ -101,18 +105,60 @@ var nativeArch = map[string]specs.Arch{"amd64": specs.ArchX86_64, "arm64": specs
 // app here needs: its cryptography (AF_ALG), the hypervisor (AF_VSOCK), rare protocols.
 var socketFamilies = []uint64{unix.AF_UNIX, unix.AF_INET, unix.AF_INET6, unix.AF_NETLINK}
 
-func seccomp(build bool) *specs.LinuxSeccomp {
+// policy is for whom a filter is.
+type policy int
+
+const (
+	instancePolicy policy = iota
+	buildPolicy
+	nestedPolicy // of a build that makes sandboxes of its own
+	policies
+)
+
+func policyOf(c Config) policy {
+	switch {
+	case c.Nested:
+		return nestedPolicy
+	case c.Mode == leapcell.TaskBuild:
+		return buildPolicy
+	}
+	return instancePolicy
+}
+
+// nestedCalls are what a build needs to make sandboxes of its own. It may use them in a user namespace
+// only, since it has no capability for them outside; there it is nobody on the host. Network
+// namespaces are left out: in one of its own a build could reach most of the kernel's network code.
+var nestedCalls = []string{"mount", "umount2", "pivot_root", "sethostname"}
+
+const nestedFlags = unix.CLONE_NEWCGROUP | unix.CLONE_NEWNET
+
+// BuildFilter is the compiled filter of builds, for the commands in the sandboxes that one makes.
+func BuildFilter() ([]byte, error) { return compiled(buildPolicy) }
+
+func compiled(p policy) ([]byte, error) {
+	code, err := filter.Compile(seccomp(p))
+	if err != nil {
+		return nil, err
+	}
+	return unsafe.Slice((*byte)(unsafe.Pointer(&code[0])), len(code)*int(unsafe.Sizeof(code[0]))), nil
+}
+
+func seccomp(p policy) *specs.LinuxSeccomp {
 	eperm, enosys := uint(unix.EPERM), uint(unix.ENOSYS)
 	allow := slices.Concat(allowedCalls...)
-	if build {
+	if p != instancePolicy {
 		allow = append(allow, "chroot") // goes with CAP_SYS_CHROOT
+	}
+	forbidden := uint64(newNamespaceFlags)
+	if p == nestedPolicy {
+		allow, forbidden = append(allow, nestedCalls...), nestedFlags
 	}
 	calls := []specs.LinuxSyscall{
 		{Names: allow, Action: specs.ActAllow},
 		// clone3 hides its flags in memory, where a filter cannot look; on ENOSYS C libraries use clone.
 		{Names: []string{"clone3"}, Action: specs.ActErrno, ErrnoRet: &enosys},
 		{Names: []string{"clone"}, Action: specs.ActAllow,
-			Args: []specs.LinuxSeccompArg{{Index: 0, Value: newNamespaceFlags, ValueTwo: 0, Op: specs.OpMaskedEqual}}},
+			Args: []specs.LinuxSeccompArg{{Index: 0, Value: forbidden, ValueTwo: 0, Op: specs.OpMaskedEqual}}},
 	}
 	for _, family := range socketFamilies {
 		// The kernel looks at the low half of the argument only: so must the filter.

@@ -41,7 +41,7 @@ type Host struct {
 // Config gives the same spec.
 func Spec(c Config, host Host) *specs.Spec {
 	build := c.Mode == leapcell.TaskBuild
-	open := min(host.OpenFiles, maxOpenFiles)
+	open, user := min(host.OpenFiles, maxOpenFiles), c.User.orDefault()
 	s := &specs.Spec{
 		Version:  "1.0.2",
 		Hostname: c.Hostname,
@@ -50,7 +50,7 @@ func Spec(c Config, host Host) *specs.Spec {
 			Args:            c.Args,
 			Env:             c.Env,
 			Cwd:             c.WorkDir,
-			User:            specs.User{UID: leapcell.InstanceUID, GID: leapcell.InstanceGID}, // ID1
+			User:            specs.User{UID: uint32(user.UID), GID: uint32(user.GID)}, // ID1
 			NoNewPrivileges: true,
 			Capabilities:    &specs.LinuxCapabilities{},
 			Rlimits: []specs.POSIXRlimit{
@@ -65,7 +65,7 @@ func Spec(c Config, host Host) *specs.Spec {
 			Namespaces:    namespaces(c.NetnsPath),
 			MaskedPaths:   maskedPaths,
 			ReadonlyPaths: readonlyPaths,
-			Seccomp:       seccomp(build),
+			Seccomp:       seccomp(policyOf(c)),
 		},
 	}
 	if s.Process.Cwd == "" {

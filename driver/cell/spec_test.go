@@ -19,10 +19,15 @@ func TestSpecGolden(t *testing.T) {
 	if runtime.GOARCH != "amd64" {
 		t.Skip("the golden files name the amd64 system call table")
 	}
-	for _, mode := range []leapcell.TaskMode{leapcell.TaskServerless, leapcell.TaskPersistent, leapcell.TaskBuild} {
+	for _, name := range []string{"serverless", "persistent", "build", "nested"} {
+		mode := leapcell.TaskMode(name)
+		if name == "nested" {
+			mode = leapcell.TaskBuild
+		}
 		c := Config{
 			ID: "python-1-4f2a", Dir: "/state/cells/1", Rootfs: "/state/roots/1", Mode: mode, Args: []string{"bash", "-c", "./app"},
 			Env: []string{"PATH=/usr/bin", "PORT=8080"}, WorkDir: "/app", MemoryMB: 256, NetnsPath: "/run/netns/leapcell-x-1", Hostname: "python-1",
+			Nested: name == "nested",
 		}
 		if mode == leapcell.TaskBuild {
 			c.CPUs = 2
@@ -34,7 +39,7 @@ func TestSpecGolden(t *testing.T) {
 			t.Fatal(err)
 		}
 		got = append(got, '\n')
-		golden := filepath.Join("testdata", "spec-"+string(mode)+".json")
+		golden := filepath.Join("testdata", "spec-"+name+".json")
 		if *update {
 			if err := os.WriteFile(golden, got, 0o644); err != nil {
 				t.Fatal(err)
@@ -45,7 +50,7 @@ func TestSpecGolden(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !bytes.Equal(got, want) {
-			t.Errorf("the spec of a %s cell differs from %s; look at the change with -update and git diff", mode, golden)
+			t.Errorf("the spec of a %s cell differs from %s; look at the change with -update and git diff", name, golden)
 		}
 	}
 }

@@ -121,11 +121,13 @@ func look() {
 	}
 	out["ns"] = ns
 	calls := map[string]string{
-		"mount":   try(syscall.Mount("none", "/tmp", "tmpfs", 0, "")),
-		"unshare": try(syscall.Unshare(syscall.CLONE_NEWUSER)),
-		"chown":   try(os.WriteFile("/tmp/own", nil, 0o600)) + try(os.Chown("/tmp/own", 0, 0)),
-		"mknod":   try(syscall.Mknod("/tmp/null", syscall.S_IFCHR|0o666, 1<<8|3)),
-		"chroot":  try(syscall.Chroot("/tmp")),
+		"mount":          try(syscall.Mount("none", "/tmp", "tmpfs", 0, "")),
+		"unshare":        try(syscall.Unshare(syscall.CLONE_NEWUSER)),
+		"chown":          try(os.WriteFile("/tmp/own", nil, 0o600)) + try(os.Chown("/tmp/own", 0, 0)),
+		"mknod":          try(syscall.Mknod("/tmp/null", syscall.S_IFCHR|0o666, 1<<8|3)),
+		"user namespace": try(cloned(syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID)),
+		"net namespace":  try(cloned(syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET)),
+		"chroot":         try(syscall.Chroot("/tmp")),
 	}
 	for name, fam := range map[string]int{"inet": syscall.AF_INET, "alg": 38, "vsock": 40, "netlink": syscall.AF_NETLINK} {
 		fd, err := syscall.Socket(fam, syscall.SOCK_STREAM, 0)
@@ -203,4 +205,12 @@ func restrictions(status string) []string {
 		}
 	}
 	return out
+}
+
+// cloned runs this program in new namespaces, as somebody else.
+func cloned(flags uintptr) error {
+	cmd := exec.Command("/proc/self/exe", "exit", "0")
+	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 100000, Size: 10}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags, UidMappings: ids, GidMappings: ids}
+	return cmd.Run()
 }
