@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	nomad "github.com/hashicorp/nomad/api"
 )
@@ -202,7 +201,7 @@ func (p *Platform) startNomad(ctx context.Context, _ func(string, ...any)) error
 	if _, err := d.ensure(ctx); err != nil {
 		return err
 	}
-	return d.await(ctx, 60*time.Second, func(ctx context.Context) error {
+	return d.await(ctx, readyLimit, func(ctx context.Context) error {
 		var leader string
 		err := getJSON(ctx, p.cfg.NomadAddress()+"/v1/status/leader", &leader)
 		if err == nil && leader == "" {
@@ -363,7 +362,7 @@ func (p *Platform) partToken(ctx context.Context, client *nomad.Client, part, po
 // nodeEligible waits for this machine to join, and takes back the drain of a former down.
 func (p *Platform) nodeEligible(ctx context.Context, client *nomad.Client) error {
 	d := daemon{name: "nomad", dir: p.cfg.StateDir}
-	return d.await(ctx, 60*time.Second, func(ctx context.Context) error {
+	return d.await(ctx, readyLimit, func(ctx context.Context) error {
 		nodes, _, err := client.Nodes().List((&nomad.QueryOptions{}).WithContext(ctx))
 		if err != nil {
 			return err

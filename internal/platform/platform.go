@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -244,7 +243,7 @@ func (p *Platform) startControl(ctx context.Context, _ func(string, ...any)) err
 	if _, err := d.ensure(ctx); err != nil {
 		return err
 	}
-	return d.await(ctx, 60*time.Second, func(ctx context.Context) error {
+	return d.await(ctx, readyLimit, func(ctx context.Context) error {
 		if err := answers(ctx, p.cfg.APIAddress()+"/v1/health", true); err != nil {
 			return err
 		}
@@ -280,7 +279,7 @@ func (p *Platform) startEdge(ctx context.Context, _ func(string, ...any)) error 
 	if _, err := d.ensure(ctx); err != nil {
 		return err
 	}
-	return d.await(ctx, 30*time.Second, func(ctx context.Context) error {
+	return d.await(ctx, readyLimit, func(ctx context.Context) error {
 		return answers(ctx, "http://"+p.cfg.EdgeAddress()+"/", false)
 	})
 }

@@ -111,6 +111,9 @@ func (d daemon) fingerprint() (string, error) {
 	return hex.EncodeToString(h.Sum(nil)[:8]), nil
 }
 
+// readyLimit is for slow machines: a daemon that will not come up ends, which is seen at once.
+const readyLimit = 5 * time.Minute
+
 // await calls ready until it succeeds, and gives up at once when the daemon ends. There is
 // no event for "answers on its port", hence the short backoff.
 func (d daemon) await(ctx context.Context, limit time.Duration, ready func(context.Context) error) error {

@@ -95,7 +95,7 @@ func (p *Platform) startVault(ctx context.Context, note func(string, ...any)) er
 		return err
 	}
 	var status *vault.SealStatusResponse
-	err = d.await(ctx, 30*time.Second, func(ctx context.Context) (err error) {
+	err = d.await(ctx, readyLimit, func(ctx context.Context) (err error) {
 		status, err = client.Sys().SealStatusWithContext(ctx)
 		return err
 	})
@@ -111,7 +111,7 @@ func (p *Platform) startVault(ctx context.Context, note func(string, ...any)) er
 			return fmt.Errorf("unsealing Vault with the key in %s: %w", p.vaultKeysFile(), err)
 		}
 	}
-	return d.await(ctx, 60*time.Second, func(ctx context.Context) error {
+	return d.await(ctx, readyLimit, func(ctx context.Context) error {
 		health, err := client.Sys().HealthWithContext(ctx)
 		if err != nil {
 			return err

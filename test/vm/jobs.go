@@ -59,7 +59,8 @@ func job(c config, name, dir string, limit time.Duration, args ...string) wire.J
 	program := wire.Dir + "/tests/" + strings.NewReplacer("/", "-", " ", "-").Replace(name)
 	// The test's own limit comes first: it names the test.
 	args = append([]string{program, "-test.v=test2json", fmt.Sprintf("-test.count=%d", c.count), "-test.timeout=" + (limit - 15*time.Second).String()}, args...)
-	return wire.Job{Name: name, Dir: dir, Args: args, Env: []string{"GOTRACEBACK=all"}, Limit: limit}
+	// There is more memory than processor.
+	return wire.Job{Name: name, Dir: dir, Args: args, Env: []string{"GOTRACEBACK=all", "GOGC=400"}, Limit: limit}
 }
 
 func (c config) wants(job string) bool {
