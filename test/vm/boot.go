@@ -78,7 +78,8 @@ func start(cmd *exec.Cmd) (wait func() error) {
 }
 
 // kvmLimit is how long a machine with nothing to do may take: with a virtualisation that
-// works it is there in a second, with one that only seems to be there it hangs.
+// works it is there in a second, with one that only seems to be there it hangs: KVM by page tables
+// alone (the module kvm_pvm), for machines that are virtual themselves, runs only kernels made for it.
 const kvmLimit = 5 * time.Second
 
 // kvmWorks tries the processor's own virtualisation.

@@ -54,7 +54,7 @@ func makeDisk(ctx context.Context, c config, work, guest string) ([]wire.Job, er
 			return nil, err
 		}
 	}
-	if err := t.built(ctx, c.root); err != nil {
+	if err := t.built(ctx, c.root, jobs); err != nil {
 		return nil, err
 	}
 	if err := makeBase(work, t.inside(wire.BaseFile)); err != nil {
@@ -144,19 +144,22 @@ func (t *tree) platform(root string) error {
 	return nil
 }
 
-// built compiles the programs that tests would compile.
-func (t *tree) built(ctx context.Context, root string) error {
-	dirs := []string{filepath.Join(root, "cmd", "nomad-driver-leapcell")}
-	for _, pattern := range []string{"driver/testdata/*/main.go", "driver/*/testdata/*/main.go", "test/apps/probe/main.go"} {
-		found, _ := filepath.Glob(filepath.Join(root, pattern))
+// built compiles the programs that tests of jobs would compile.
+func (t *tree) built(ctx context.Context, root string, jobs []wire.Job) error {
+	var dirs []string
+	for _, j := range jobs {
+		found, _ := filepath.Glob(filepath.Join(j.Dir, "testdata", "*", "main.go"))
 		for _, f := range found {
 			dirs = append(dirs, filepath.Dir(f))
 		}
 	}
+	if slices.ContainsFunc(jobs, func(j wire.Job) bool { return j.Platform }) {
+		dirs = append(dirs, filepath.Join(root, "cmd", "nomad-driver-leapcell"), filepath.Join(root, "test", "apps", "probe"))
+	}
 	built := wire.Built{}
 	for i, dir := range dirs {
 		built[dir] = fmt.Sprintf("%s/built/%d-%s", wire.Dir, i, filepath.Base(dir))
-		if err := goRun(ctx, dir, "build", "-trimpath", "-ldflags", "-s -w", "-o", t.inside(built[dir]), "."); err != nil {
+		if err := goRun(ctx, dir, "build", "-ldflags", "-s -w", "-o", t.inside(built[dir]), "."); err != nil {
 			return err
 		}
 	}
