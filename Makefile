@@ -50,7 +50,7 @@ unit: ## unit tests, with the race detector; those that need Nomad or Vault use 
 	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -race -short -timeout 10m ./...
 
 e2e: build tools ## contract and end-to-end tests on a platform of their own, less what takes long (as root; RUN=TestName for some)
-	LEAPCELL_TEST_QUICK=1 $(GO) run ./test/with $(GO) test -count=1 -p 1 -parallel 3 -timeout 40m -run '$(RUN)' ./test/contract ./test/e2e
+	LEAPCELL_TEST_QUICK=1 $(GO) run ./test/with $(GO) test -count=1 -p 1 -parallel 5 -timeout 40m -run '$(RUN)' ./test/contract ./test/e2e
 
 contract: build tools ## only the runtime contract, one test a clause (RUN=TestMust_FS)
 	$(GO) run ./test/with $(GO) test -count=1 -v -parallel 3 -timeout 30m -run '$(RUN)' ./test/contract
