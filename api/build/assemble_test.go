@@ -22,7 +22,7 @@ func TestAssemblePython(t *testing.T) {
 		t.Fatal(err)
 	}
 	file := filepath.Join(b.cfg.Dir, "python.tar")
-	if err := b.assemble(t.Context(), r, file, func(s string) { t.Log(s) }); err != nil {
+	if err := b.assemble(t.Context(), r.Name, r.Base, file, func(s string) { t.Log(s) }); err != nil {
 		t.Fatal(err)
 	}
 	info, err := os.Stat(file)

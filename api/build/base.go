@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -52,16 +53,40 @@ func (f *flight) join(tell func(string)) (leave func()) {
 	}
 }
 
-// Base makes sure that the base image of r is in the registry and gives its repository and
-// tag. The first call for a recipe takes half a minute or more, and tells progress of it;
-// callers at the same time share it. It goes on when a caller leaves.
+// Base makes sure that the system that builds of r stand on is in the registry and gives its
+// repository and tag. The first call for a recipe takes half a minute or more, and tells progress
+// of it; callers at the same time share it. It goes on when a caller leaves.
 func (b *Builder) Base(ctx context.Context, r Runtime, progress func(string)) (repository, tag string, err error) {
-	repository, tag = "base/"+r.Name, r.tag(b.cfg.Suite)
+	return b.system(ctx, r.Name, r.Base, progress)
+}
+
+// RunBase is [Builder.Base] for what instances of r stand on; "" says that it is the same.
+func (b *Builder) RunBase(ctx context.Context, r Runtime, progress func(string)) (reference string, err error) {
+	if r.Run == nil {
+		return "", nil
+	}
+	repository, tag, err := b.system(ctx, runName(r), *r.Run, progress)
+	if err != nil {
+		return "", err
+	}
+	return b.cfg.Images.Resolve(ctx, repository, tag)
+}
+
+// runName names a run system: that of the built-in table is shared.
+func runName(r Runtime) string {
+	if r.Run.Image == "" && slices.Equal(r.Run.Packages, slim.Packages) {
+		return "run"
+	}
+	return r.Name + "-run"
+}
+
+func (b *Builder) system(ctx context.Context, name string, base Base, progress func(string)) (repository, tag string, err error) {
+	repository, tag = "base/"+name, base.tag(b.cfg.Suite)
 	_, err = b.cfg.Images.Resolve(ctx, repository, tag)
 	if leapcell.ErrorCode(err) != leapcell.CodeNotFound {
 		return repository, tag, err // there, or the registry does not answer
 	}
-	f := b.board(r, repository, tag, progress)
+	f := b.board(name, base, progress)
 	defer f.leave()
 	select {
 	case <-f.done:
@@ -76,22 +101,22 @@ type seat struct {
 	leave func()
 }
 
-// board joins the assembly of repository:tag, or starts it.
-func (b *Builder) board(r Runtime, repository, tag string, progress func(string)) seat {
+// board joins the assembly of the base of that name, or starts it.
+func (b *Builder) board(name string, base Base, progress func(string)) seat {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	key := repository + ":" + tag
+	key := name + ":" + base.tag(b.cfg.Suite)
 	if f, ok := b.flights[key]; ok {
-		progress("waiting for the " + r.Name + " base image, which is being made for another deployment")
+		progress("waiting for the " + name + " base image, which is being made for another deployment")
 		return seat{f, f.join(progress)}
 	}
 	f := &flight{done: make(chan struct{}), waiters: map[int]func(string){}}
 	leave := f.join(progress)
 	b.flights[key] = f
 	b.running.Go(func() {
-		f.err = b.makeBase(b.ctx, r, repository, tag, f.say)
+		f.err = b.makeBase(b.ctx, name, base, f.say)
 		if f.err != nil {
-			b.cfg.Log.Error("base image failed", "runtime", r.Name, "tag", tag, "err", f.err)
+			b.cfg.Log.Error("base image failed", "base", key, "err", f.err)
 		}
 		b.mu.Lock()
 		delete(b.flights, key)
@@ -101,39 +126,40 @@ func (b *Builder) board(r Runtime, repository, tag string, progress func(string)
 	return seat{f, leave}
 }
 
-func (b *Builder) makeBase(ctx context.Context, r Runtime, repository, tag string, say func(string)) error {
+func (b *Builder) makeBase(ctx context.Context, name string, base Base, say func(string)) error {
 	start := time.Now()
+	repository, tag := "base/"+name, base.tag(b.cfg.Suite)
 	stop := tick(say)
 	defer stop()
-	if r.Image != "" {
-		say("fetching the " + r.Name + " base image " + r.Image + " (once)…")
-		img, err := pull(ctx, r.Image)
+	if base.Image != "" {
+		say("fetching the " + name + " base image " + base.Image + " (once)…")
+		img, err := pull(ctx, base.Image)
 		if err != nil {
-			return leapcell.Wrap(leapcell.CodeUnavailable, err, "the base image "+r.Image+" could not be fetched")
+			return leapcell.Wrap(leapcell.CodeUnavailable, err, "the base image "+base.Image+" could not be fetched")
 		}
 		_, err = b.cfg.Images.Push(ctx, repository, tag, img)
 		return err
 	}
-	say("assembling the " + r.Name + " base image (once, about half a minute)…")
-	file := filepath.Join(b.cfg.Dir, r.Name+"-"+tag+".tar")
+	say("assembling the " + name + " base image (once, about half a minute)…")
+	file := filepath.Join(b.cfg.Dir, name+"-"+tag+".tar")
 	defer os.Remove(file)
-	if err := b.assemble(ctx, r, file, say); err != nil {
+	if err := b.assemble(ctx, name, base, file, say); err != nil {
 		return err
 	}
 	layer, err := newLayer(file)
 	if err != nil {
 		return err
 	}
-	say(fmt.Sprintf("storing the %s base image (%d MB)", r.Name, layer.size>>20))
+	say(fmt.Sprintf("storing the %s base image (%d MB)", name, layer.size>>20))
 	img, err := baseImage(layer)
 	if err != nil {
-		return fmt.Errorf("base image of %s: %w", r.Name, err)
+		return fmt.Errorf("base image of %s: %w", name, err)
 	}
 	if _, err := b.cfg.Images.Push(ctx, repository, tag, img); err != nil {
 		return err
 	}
-	say(fmt.Sprintf("the %s base image is ready after %s", r.Name, time.Since(start).Round(time.Second)))
-	b.cfg.Log.Info("base image made", "runtime", r.Name, "tag", tag, "bytes", layer.size, "took", time.Since(start))
+	say(fmt.Sprintf("the %s base image is ready after %s", name, time.Since(start).Round(time.Second)))
+	b.cfg.Log.Info("base image made", "base", name, "tag", tag, "bytes", layer.size, "took", time.Since(start))
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -57,11 +58,14 @@ func New(cfg Config) (*Builder, error) {
 	if cfg.Dir == "" || cfg.Images == nil {
 		return nil, errors.New("build: folder and images are needed")
 	}
-	if len(cfg.Runtimes) == 0 {
+	if cfg.Runtimes = slices.Clone(cfg.Runtimes); len(cfg.Runtimes) == 0 {
 		cfg.Runtimes = Runtimes()
 	}
 	if cfg.Suite == "" {
 		cfg.Suite = DefaultSuite
+	}
+	for i, r := range cfg.Runtimes {
+		cfg.Runtimes[i] = r.preferring(cfg.Suite)
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)

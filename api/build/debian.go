@@ -46,24 +46,24 @@ var baseSetup = []string{
 	"mkdir -p /app /var/cache/apt/archives/partial /var/lib/apt/lists/partial",
 }
 
-// assemble makes the system of r and writes it to dst as a tar.
-func (b *Builder) assemble(ctx context.Context, r Runtime, dst string, say func(string)) error {
+// assemble makes a system and writes it to dst as a tar.
+func (b *Builder) assemble(ctx context.Context, name string, base Base, dst string, say func(string)) error {
 	path, err := exec.LookPath(assembler)
 	if err != nil {
-		return leapcell.Wrap(leapcell.CodeUnavailable, err, "the base image of "+r.Name+" cannot be made: the program mmdebstrap is not installed on the control plane")
+		return leapcell.Wrap(leapcell.CodeUnavailable, err, "the base image of "+name+" cannot be made: the program mmdebstrap is not installed on the control plane")
 	}
-	args, err := b.arguments(r)
+	args, err := b.arguments(base)
 	if err != nil {
 		return err
 	}
 	scratch, err := os.MkdirTemp(b.cfg.Dir, "scratch-")
 	if err != nil {
-		return diskError(err, r)
+		return diskError(err, name)
 	}
 	defer func() { _ = clean(scratch) }()
 	// mmdebstrap drops its rights for apt's sandbox user, who must get in.
 	if err := os.Chmod(scratch, 0o755); err != nil {
-		return diskError(err, r)
+		return diskError(err, name)
 	}
 
 	cmd := exec.CommandContext(ctx, path, args...)
@@ -76,10 +76,10 @@ func (b *Builder) assemble(ctx context.Context, r Runtime, dst string, say func(
 	cmd.Stderr = output
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
-		return fmt.Errorf("assemble %s: %w", r.Name, err)
+		return fmt.Errorf("assemble %s: %w", name, err)
 	}
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("assemble %s: %w", r.Name, err)
+		return fmt.Errorf("assemble %s: %w", name, err)
 	}
 	copied := writeTar(stdout, dst)
 	if copied != nil {
@@ -91,18 +91,18 @@ func (b *Builder) assemble(ctx context.Context, r Runtime, dst string, say func(
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case isDisk(copied):
-		return diskError(copied, r)
+		return diskError(copied, name)
 	case failed != nil:
-		return leapcell.Wrap(leapcell.CodeUnavailable, failed, "the base image of "+r.Name+" could not be assembled:\n"+output.String())
+		return leapcell.Wrap(leapcell.CodeUnavailable, failed, "the base image of "+name+" could not be assembled:\n"+output.String())
 	case copied != nil:
-		return leapcell.Wrap(leapcell.CodeInternal, copied, "the base image of "+r.Name+" could not be written")
+		return leapcell.Wrap(leapcell.CodeInternal, copied, "the base image of "+name+" could not be written")
 	}
 	return nil
 }
 
 // arguments are those of mmdebstrap. The system comes out of its standard output.
-func (b *Builder) arguments(r Runtime) ([]string, error) {
-	packages := append(slices.Clone(common), r.Packages...)
+func (b *Builder) arguments(base Base) ([]string, error) {
+	packages := base.packages()
 	args := []string{
 		"--mode=root", "--variant=minbase", "--format=tar",
 		"--include=" + strings.Join(packages, ","),
@@ -117,10 +117,14 @@ func (b *Builder) arguments(r Runtime) ([]string, error) {
 		return nil, err
 	}
 	args = append(args, options...)
-	for _, command := range slices.Concat(r.Setup, baseSetup) {
+	for _, command := range slices.Concat(base.Setup, baseSetup) {
 		args = append(args, `--customize-hook=chroot "$1" sh -ec `+quote(command))
 	}
-	args = append(args, b.cfg.Suite, "-")
+	suite := base.Suite
+	if suite == "" {
+		suite = b.cfg.Suite
+	}
+	args = append(args, suite, "-")
 	return append(args, mirrors...), nil
 }
 
@@ -256,11 +260,11 @@ func isDisk(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
-func diskError(err error, r Runtime) error {
+func diskError(err error, name string) error {
 	if isDisk(err) {
-		return leapcell.Wrap(leapcell.CodeUnavailable, err, "the base image of "+r.Name+" could not be made: the platform's disk is full")
+		return leapcell.Wrap(leapcell.CodeUnavailable, err, "the base image of "+name+" could not be made: the platform's disk is full")
 	}
-	return leapcell.Wrap(leapcell.CodeInternal, err, "the base image of "+r.Name+" could not be made")
+	return leapcell.Wrap(leapcell.CodeInternal, err, "the base image of "+name+" could not be made")
 }
 
 // tail keeps the last lines of what is written, and says those that tell where it stands.

@@ -8,11 +8,13 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"sync"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/sync/errgroup"
 )
 
 // imagePath is the PATH of builds and instances.
@@ -77,8 +79,18 @@ type Source struct {
 // SourceImage pushes the runtime's base with the source on it and gives the reference with
 // digest. Making it again gives the same.
 func (b *Builder) SourceImage(ctx context.Context, s Source, progress func(string)) (string, error) {
-	repository, tag, err := b.Base(ctx, s.Runtime, progress)
-	if err != nil {
+	var talking sync.Mutex
+	say := func(line string) {
+		talking.Lock()
+		defer talking.Unlock()
+		progress(line)
+	}
+	group, both := errgroup.WithContext(ctx)
+	// The build asks for it at its end: both are made at the same time.
+	group.Go(func() error { _, err := b.RunBase(both, s.Runtime, say); return err })
+	var repository, tag string
+	group.Go(func() (err error) { repository, tag, err = b.Base(both, s.Runtime, say); return err })
+	if err := group.Wait(); err != nil {
 		return "", err
 	}
 	base, err := b.cfg.Images.Image(ctx, repository, tag)

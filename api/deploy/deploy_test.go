@@ -32,7 +32,8 @@ func TestDeploy(t *testing.T) {
 		t.Errorf("jobs: %v", got)
 	}
 	log := readLog(t, d, dep.ID)
-	order := []string{"==> fetching\n", "==> fetched\n", "==> building\n", "compiling\n", "done\n", "==> starting\n", "==> live at http://shop-x.test\n"}
+	order := []string{"==> fetching\n", "==> fetched\n", "==> runtime: go 1.24, because there is a go.mod\n",
+		"==> build command: go build -o app, as none is set\n", "==> start command: ./app, as none is set\n", "==> building\n", "compiling\n", "done\n", "==> starting\n", "==> live at http://shop-x.test\n"}
 	for at, line := 0, ""; len(order) > 0; {
 		line, order = order[0], order[1:]
 		i := strings.Index(log[at:], line)

@@ -71,7 +71,10 @@ type Sources interface {
 // Builder knows runtimes and makes source images.
 type Builder interface {
 	Runtime(name string) (build.Runtime, error)
-	Detect(names map[string]bool) (build.Runtime, error)
+	Detect(names map[string]bool) (build.Found, error)
+	// RunBase is the system that instances of the runtime stand on, by digest; "" is that of
+	// its builds.
+	RunBase(ctx context.Context, r build.Runtime, progress func(string)) (string, error)
 	SourceImage(ctx context.Context, s build.Source, progress func(string)) (string, error)
 }
 

@@ -633,7 +633,13 @@ func (v *view) Runtime(name string) (build.Runtime, error) {
 	return build.Runtime{}, leapcell.Errorf(leapcell.CodeInvalid, "the runtime %q is not known", name)
 }
 
-func (v *view) Detect(map[string]bool) (build.Runtime, error) { return v.Runtime("go") }
+func (v *view) Detect(map[string]bool) (build.Found, error) {
+	return build.Found{Runtime: "go", File: "go.mod"}, nil
+}
+
+func (v *view) RunBase(context.Context, build.Runtime, func(string)) (string, error) {
+	return "registry/base/run@sha256:1", nil
+}
 
 func (v *view) SourceImage(ctx context.Context, s build.Source, _ func(string)) (out string, err error) {
 	err = v.do(ctx, "SourceImage", func() error {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/leapcell/leapcell"
 	"github.com/leapcell/leapcell/api/build"
+	"github.com/leapcell/leapcell/api/source"
 )
 
 // fetch reads the source, resolves the settings and pushes the source image. It is done
@@ -24,12 +25,16 @@ func (d *Deployer) fetch(ctx context.Context, svc leapcell.Service, dep leapcell
 		return err
 	}
 	say(fmt.Sprintf("source: %d files, %s", tree.Files, size(tree.Bytes)))
-	settings, runtime, err := d.resolve(dep.Settings, tree.Settings, tree.Names)
+	settings, err := d.resolve(dep.Settings, tree, say)
 	if err != nil {
 		return err
 	}
-	source := build.Source{Runtime: runtime, Layer: layer, Repository: svc.ID + "/source", Tag: strconv.Itoa(dep.Number)}
-	if _, err := d.cfg.Builder.SourceImage(ctx, source, say); err != nil {
+	runtime, err := d.cfg.Builder.Runtime(settings.Runtime)
+	if err != nil {
+		return err
+	}
+	from := build.Source{Runtime: runtime, Layer: layer, Repository: svc.ID + "/source", Tag: strconv.Itoa(dep.Number)}
+	if _, err := d.cfg.Builder.SourceImage(ctx, from, say); err != nil {
 		return err
 	}
 	_, err = d.move(ctx, w, leapcell.Building, func(dep *leapcell.Deployment) {
@@ -40,26 +45,53 @@ func (d *Deployer) fetch(ctx context.Context, svc leapcell.Service, dep leapcell
 }
 
 // resolve gives the settings that a deployment is built and run with: those of the API over
-// those of the file over those of the runtime over the contract's.
-func (d *Deployer) resolve(api, file leapcell.Settings, names map[string]bool) (leapcell.Settings, build.Runtime, error) {
-	given := api.Over(file)
-	var runtime build.Runtime
-	var err error
+// those of the file over those that the source shows over the contract's. What nobody set is
+// said in the log.
+func (d *Deployer) resolve(api leapcell.Settings, tree source.Tree, say func(string)) (leapcell.Settings, error) {
+	given := api.Over(tree.Settings)
+	because := "which is set"
 	if given.Runtime == "" {
-		runtime, err = d.cfg.Builder.Detect(names)
-	} else {
-		runtime, err = d.cfg.Builder.Runtime(given.Runtime)
+		found, err := d.cfg.Builder.Detect(tree.Names)
+		if err != nil {
+			return given, err
+		}
+		given.Runtime, because = found.Runtime, "because there is a "+found.File
 	}
+	switch given.Runtime {
+	case leapcell.RuntimeDocker, leapcell.RuntimeStatic:
+		return given, leapcell.Errorf(leapcell.CodeUnprocessable, "the runtime would be %s, %s, which this platform does not have: set another in leapcell.yaml", given.Runtime, because)
+	}
+	runtime, err := d.cfg.Builder.Runtime(given.Runtime)
 	if err != nil {
-		return leapcell.Settings{}, runtime, err
+		return given, err
 	}
-	out := given.Over(leapcell.Settings{
-		Runtime: runtime.Name, BuildCommand: runtime.BuildCommand, StartCommand: runtime.StartCommand,
-	}).Over(leapcell.DefaultSettings())
+	say(fmt.Sprintf("runtime: %s, %s", runtime, because))
+	found := runtime.Defaults(tree.Heads)
+	if given.BuildCommand == "" {
+		say("build command: " + orNone(found.Build) + ", as none is set")
+	}
+	if given.StartCommand == "" && found.Start != "" {
+		say("start command: " + found.Start + ", as none is set" + inBrackets(found.Why))
+	}
+	out := given.Over(leapcell.Settings{BuildCommand: found.Build, StartCommand: found.Start}).Over(leapcell.DefaultSettings())
 	if out.StartCommand == "" {
-		return out, runtime, leapcell.Errorf(leapcell.CodeInvalid, "no start command is set: set startCommand in leapcell.yaml or in the service's settings")
+		return out, leapcell.Errorf(leapcell.CodeInvalid, "no start command is set: set startCommand in leapcell.yaml or in the service's settings")
 	}
-	return out, runtime, out.Validate()
+	return out, out.Validate()
+}
+
+func orNone(command string) string {
+	if command == "" {
+		return "none"
+	}
+	return command
+}
+
+func inBrackets(text string) string {
+	if text == "" {
+		return ""
+	}
+	return " (" + text + ")"
 }
 
 func size(n int64) string {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"slices"
 	"time"
 
 	"github.com/leapcell/leapcell"
@@ -26,6 +27,7 @@ type Tree struct {
 	Commit   string            // of a git source
 	Settings leapcell.Settings // from its leapcell.yaml; zero without one
 	Names    map[string]bool   // what lies at its top, to tell the runtime from
+	Heads    map[string]string // texts of the files there that [Config.Heads] names
 	Files    int
 	Bytes    int64
 }
@@ -61,8 +63,34 @@ func (s *Store) finish(ctx context.Context, t *tree, root, dst string) (Tree, er
 	if out.Settings, err = settingsOf(entries); err != nil {
 		return Tree{}, err
 	}
+	if out.Heads, err = s.heads(entries); err != nil {
+		return Tree{}, err
+	}
 	if err := s.writeFile(ctx, entries, dst); err != nil {
 		return Tree{}, err
+	}
+	return out, nil
+}
+
+// maxHead is above what honest files of these names have; of larger ones the beginning is read.
+const maxHead = 64 << 10
+
+// heads reads the texts by which commands are chosen that nobody set.
+func (s *Store) heads(entries []entry) (map[string]string, error) {
+	out := map[string]string{}
+	for _, e := range entries {
+		if e.open == nil || !slices.Contains(s.cfg.Heads, e.name) {
+			continue
+		}
+		in, err := e.open()
+		if err != nil {
+			return nil, diskError(err, e.name+" could not be read")
+		}
+		text, err := io.ReadAll(io.LimitReader(in, maxHead))
+		if err = errors.Join(err, in.Close()); err != nil {
+			return nil, diskError(err, e.name+" could not be read")
+		}
+		out[e.name] = string(text)
 	}
 	return out, nil
 }

@@ -28,6 +28,8 @@ type Config struct {
 	// AllowFileURLs lets git read repositories on the control plane's own disk. It is for
 	// one-machine platforms and tests: with it, who may deploy may read those.
 	AllowFileURLs bool
+	// Heads are the names of files at the top of a tree whose text [Tree.Heads] has.
+	Heads []string
 }
 
 // The limits of a [Config] that leaves them out.

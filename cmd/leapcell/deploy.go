@@ -27,7 +27,7 @@ type settingFlags struct {
 
 func (f *settingFlags) register(cmd *cobra.Command) {
 	fl := cmd.Flags()
-	fl.StringVar(&f.runtime, "runtime", "", "python, node, go or rust")
+	fl.StringVar(&f.runtime, "runtime", "", "python, node, go or rust, with a version if it matters: python@3.11; default what the source shows")
 	fl.StringVar(&f.build, "build", "", "build command, run by bash as root")
 	fl.StringVar(&f.start, "start", "", "start command, run by bash")
 	fl.IntVar(&f.port, "port", 0, "where the app listens; default 8080")

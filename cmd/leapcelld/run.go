@@ -143,7 +143,7 @@ func newDeployer(cfg Config, log *slog.Logger, db *store.Store, cluster *nomad.C
 	if err != nil {
 		return nil, nil, err
 	}
-	sources, err := source.New(source.Config{Dir: cfg.path("source"), MaxUpload: int64(cfg.UploadLimit), AllowFileURLs: cfg.AllowFileURLs})
+	sources, err := source.New(source.Config{Dir: cfg.path("source"), MaxUpload: int64(cfg.UploadLimit), AllowFileURLs: cfg.AllowFileURLs, Heads: build.Heads})
 	if err != nil {
 		return nil, nil, errors.Join(err, builder.Close())
 	}
