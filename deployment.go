@@ -72,9 +72,17 @@ type Deployment struct {
 	CreatedAt time.Time `json:"createdAt"`
 	UpdatedAt time.Time `json:"updatedAt"`
 	LiveAt    time.Time `json:"liveAt,omitzero"`
+	// Place is that in the queue for builds, 1 for the next. It is not stored.
+	Place int `json:"place,omitempty"`
 
 	Origin
 	Outcome
+}
+
+// Made is what plans count of a deployment.
+type Made struct {
+	Origin
+	CreatedAt time.Time
 }
 
 // Trigger is what made a deployment.

@@ -56,6 +56,10 @@ type Settings struct {
 	IgnorePaths  []string `json:"ignorePaths,omitempty"`
 	IgnoreAgents []string `json:"ignoreAgents,omitempty"`
 
+	// BuildEnv are the names of the service's variables that builds see; others they do not.
+	// It is never read from the source: who may change that must not choose what it sees.
+	BuildEnv []string `json:"buildEnv,omitempty"`
+
 	// Dockerfile is its path within the root directory; it is used when Runtime is
 	// [RuntimeDocker].
 	Dockerfile string `json:"dockerfile,omitempty"`
@@ -96,6 +100,9 @@ func (s Settings) Over(base Settings) Settings {
 	pick(&out.Dockerfile, s.Dockerfile)
 	pick(&out.Static, s.Static)
 	pick(&out.StaticFallback, s.StaticFallback)
+	if s.BuildEnv != nil {
+		out.BuildEnv = s.BuildEnv
+	}
 	if s.IgnorePaths != nil {
 		out.IgnorePaths = s.IgnorePaths
 	}
@@ -154,6 +161,11 @@ func (s Settings) Validate() error {
 	} {
 		if err != nil {
 			return err
+		}
+	}
+	for _, name := range s.BuildEnv {
+		if !envName.MatchString(name) {
+			return Errorf(CodeInvalid, "buildEnv has %q: names of variables have letters, digits and _, and no digit first", name)
 		}
 	}
 	if err := s.validateIgnored(); err != nil {
@@ -246,6 +258,12 @@ func JobID(service string, n int) string { return fmt.Sprintf("%s-%d", service, 
 
 // BuildJobID is the Nomad batch job that builds deployment number n of a service.
 func BuildJobID(service string, n int) string { return fmt.Sprintf("build-%s-%d", service, n) }
+
+// ForgetPrefix begins the names of the jobs that remove build caches from nodes.
+const ForgetPrefix = "forget-"
+
+// ForgetJobID is the Nomad job that removes the build caches of a service from every node.
+func ForgetJobID(serviceID string) string { return ForgetPrefix + serviceID }
 
 // PrefetchPrefix begins the names of the jobs that bring images to nodes.
 const PrefetchPrefix = "prefetch-"

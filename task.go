@@ -10,6 +10,8 @@ const (
 	TaskBuild      TaskMode = "build"
 	// TaskPrefetch brings the image to the node and ends.
 	TaskPrefetch TaskMode = "prefetch"
+	// TaskForget removes what the node keeps between builds of the service, and ends.
+	TaskForget TaskMode = "forget"
 )
 
 // TaskConfig is the config block of a task for the leapcell driver: jobs writes it, the
@@ -33,9 +35,25 @@ type TaskConfig struct {
 	Output       string   `codec:"output"`        // registry/repository:tag to push the result to
 	StartCommand string   `codec:"start_command"` // becomes the image's command
 	Caches       []string `codec:"caches"`        // folders kept between builds of this service on this node
+	Cache        string   `codec:"cache"`         // name under which they are kept; "" is the service's ID
+	CacheMB      int      `codec:"cache_mb"`      // of all of them together; 0 is the node's disk_mb
 	Timeout      string   `codec:"timeout"`       // "10m"
 	CPUs         int      `codec:"cpus"`          // whole cores
+	DiskMB       int      `codec:"disk_mb"`       // what the build may write; 0 is the node's disk_mb
+	ImageMB      int      `codec:"image_mb"`      // the largest result, with its base; 0 is no limit
+	// RunImage is a smaller image that the result stands on, if the build changed nothing
+	// outside of the working directory; "" is none.
+	RunImage string `codec:"run_image"`
+	// BuildEnv are the names of variables of EnvPath that the command sees.
+	BuildEnv []string `codec:"build_env"`
+	// Modified is the time of all files of the result, in seconds since 1970, so that the same
+	// input gives the same image; 0 leaves them as they are.
+	Modified int `codec:"modified"`
 }
+
+// ChangesCache follows a service's ID in the name of the cache that builds of proposed changes
+// have: whoever may propose one must not reach what the service itself is built with.
+const ChangesCache = "-changes"
 
 // Phases of a build, as the driver reports them in task events: the event's annotation
 // [PhaseAnnotation] holds one of [Building], [Packaging], [Publishing].

@@ -67,9 +67,7 @@ func Service(s ServiceSpec) *api.Job {
 	}
 	task := newTask(s.Service.ID, config, set.MemoryMB)
 	task.KillTimeout = new(time.Duration(set.RequestTimeout) + drainGrace)
-	task.Identities = []*api.WorkloadIdentity{{
-		Name: IdentityName, Audience: []string{IdentityAudience}, File: true, TTL: identityTTL,
-	}}
+	task.Identities = []*api.WorkloadIdentity{identity()}
 
 	job := newJob(api.JobTypeService, s.Deployment.ID, s.Namespace, s.Service, s.Deployment, task)
 	job.UI = &api.JobUIConfig{
@@ -92,6 +90,11 @@ func Service(s ServiceSpec) *api.Job {
 	return job
 }
 
+// identity is that by which the task opens the service's variables.
+func identity() *api.WorkloadIdentity {
+	return &api.WorkloadIdentity{Name: IdentityName, Audience: []string{IdentityAudience}, File: true, TTL: identityTTL}
+}
+
 // noUpdates switches Nomad's own deployments off: each would block scaling. Nomad still wants
 // their deadline to be longer than the kill timeout.
 func noUpdates(killTimeout time.Duration) *api.UpdateStrategy {
@@ -107,10 +110,10 @@ type BuildSpec struct {
 	Deployment  leapcell.Deployment
 	SourceImage string        // the runtime's base with the source on it, by digest
 	Output      string        // where the result is pushed, by tag
+	RunImage    string        // what the result stands on where it can; "" is what the source image does
 	Caches      []string      // folders kept between builds of the service
-	MemoryMB    int           // of the build
-	CPUs        int           // whole cores
-	Timeout     time.Duration // after which the build is ended
+	Plan        leapcell.Plan // what the build may use
+	Modified    time.Time     // of all files of the result
 }
 
 // Build is the job that runs the build command of a deployment. It is never run twice:
@@ -127,10 +130,27 @@ func Build(s BuildSpec) *api.Job {
 		Output:       s.Output,
 		StartCommand: set.StartCommand,
 		Caches:       s.Caches,
-		Timeout:      leapcell.Duration(s.Timeout).String(),
-		CPUs:         s.CPUs,
+		CacheMB:      s.Plan.CacheMB,
+		Timeout:      s.Plan.BuildTimeout.String(),
+		CPUs:         s.Plan.BuildCPUs,
+		DiskMB:       s.Plan.BuildDiskMB,
+		ImageMB:      s.Plan.ImageMB,
+		RunImage:     s.RunImage,
+		Modified:     int(s.Modified.Unix()),
 	}
-	task := newTask(s.Service.ID, config, s.MemoryMB)
+	secrets := len(set.BuildEnv) > 0
+	if s.Deployment.Trigger == leapcell.Change {
+		// Whoever may propose a change to a repository must get at no secret by it, and leave
+		// nothing that a build of the service itself would use.
+		secrets, config.Cache = false, s.Service.ID+leapcell.ChangesCache
+	}
+	if secrets {
+		config.EnvPath, config.BuildEnv = leapcell.EnvPrefix+s.Service.ID, set.BuildEnv
+	}
+	task := newTask(s.Service.ID, config, s.Plan.BuildMemoryMB)
+	if secrets {
+		task.Identities = []*api.WorkloadIdentity{identity()}
+	}
 	id := leapcell.BuildJobID(s.Service.Name, s.Deployment.Number)
 	job := newJob(api.JobTypeBatch, id, s.Namespace, s.Service, s.Deployment, task)
 	job.UI = &api.JobUIConfig{

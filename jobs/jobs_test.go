@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/nomad/api"
+
 	"github.com/leapcell/leapcell"
 )
 
@@ -45,9 +47,11 @@ func TestGolden(t *testing.T) {
 			Namespace: "leapcell", Service: svc, Deployment: dep,
 			SourceImage: "127.0.0.1:8401/shop-default-a1b2c3d4/source@sha256:" + strings.Repeat("1", 64),
 			Output:      "127.0.0.1:8401/shop-default-a1b2c3d4/app:7",
-			Caches:      []string{"/root/.cache/pip"}, MemoryMB: 4096, CPUs: 2, Timeout: 10 * time.Minute,
+			Caches:      []string{"/root/.cache/pip"}, Plan: leapcell.Plans()[0],
+			RunImage: "127.0.0.1:8401/base/run@sha256:" + strings.Repeat("2", 64), Modified: time.Date(1980, 1, 1, 0, 0, 0, 0, time.UTC),
 		}),
 		"prefetch": Prefetch(PrefetchSpec{Namespace: "leapcell", Service: svc, Deployment: dep}),
+		"forget":   Forget("leapcell", svc),
 		"route":    Route("leapcell", svc, dep),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -145,5 +149,30 @@ func TestKillTimeoutOutlastsRequests(t *testing.T) {
 	task := Service(ServiceSpec{Service: svc, Deployment: dep, Count: 1}).TaskGroups[0].Tasks[0]
 	if least := time.Duration(dep.Settings.RequestTimeout) + leapcell.StopGrace; *task.KillTimeout <= least {
 		t.Errorf("kill timeout is %s, requests and stop may take %s", *task.KillTimeout, least)
+	}
+}
+
+// A build opens only what its service says, and one of a proposed change nothing: whoever proposes
+// it writes the build command.
+func TestBuildSecrets(t *testing.T) {
+	svc, dep := sample()
+	dep.Settings.BuildEnv = []string{"NPM_TOKEN"}
+	build := func(trigger leapcell.Trigger) *api.Task {
+		dep.Trigger = trigger
+		return Build(BuildSpec{Service: svc, Deployment: dep, Plan: leapcell.Plans()[0]}).TaskGroups[0].Tasks[0]
+	}
+	for _, trigger := range []leapcell.Trigger{leapcell.Manual, leapcell.Push, leapcell.Redeploy} {
+		task := build(trigger)
+		if task.Config["env_path"] != leapcell.EnvPrefix+svc.ID || len(task.Identities) != 1 || !reflect.DeepEqual(task.Config["build_env"], []string{"NPM_TOKEN"}) || task.Config["cache"] != nil {
+			t.Errorf("%s: %v, %v", trigger, task.Config, task.Identities)
+		}
+	}
+	task := build(leapcell.Change)
+	if task.Config["env_path"] != nil || task.Config["build_env"] != nil || task.Identities != nil || task.Config["cache"] == nil {
+		t.Errorf("a proposed change: %v, %v", task.Config, task.Identities)
+	}
+	dep.Settings.BuildEnv = nil
+	if task := build(leapcell.Manual); task.Config["env_path"] != nil || task.Identities != nil {
+		t.Errorf("without names: %v, %v", task.Config, task.Identities)
 	}
 }

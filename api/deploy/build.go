@@ -81,8 +81,9 @@ func (d *Deployer) beginBuild(ctx context.Context, svc leapcell.Service, dep lea
 func (d *Deployer) followBuild(ctx context.Context, svc leapcell.Service, dep leapcell.Deployment, w *worker, skip map[string]bool) (*buildFollower, error) {
 	id := leapcell.BuildJobID(svc.Name, dep.Number)
 	// The node ends a build that takes too long. This is for a node that does not.
-	ctx, cancel := context.WithTimeoutCause(ctx, d.cfg.BuildTimeout+d.cfg.Patience,
-		leapcell.Errorf(leapcell.CodeBuildFailed, "the build did not end within %s", d.cfg.BuildTimeout))
+	limit := time.Duration(d.cfg.Plan.BuildTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, limit+d.cfg.Patience,
+		leapcell.Errorf(leapcell.CodeBuildFailed, "the build did not end within its limit of %s", d.cfg.Plan.BuildTimeout))
 	defer cancel()
 	follow := &buildFollower{d: d, w: w, task: svc.ID, state: dep.State, skip: skip, ran: true}
 	defer follow.stopLog()
@@ -101,14 +102,24 @@ func (d *Deployer) registerBuild(ctx context.Context, svc leapcell.Service, dep 
 	if err != nil {
 		return err
 	}
+	run, err := d.cfg.Builder.RunBase(ctx, runtime, func(string) {}) // fetch made it, and told of it
+	if err != nil {
+		return err
+	}
 	return d.register(ctx, jobs.Build(jobs.BuildSpec{
 		Namespace: d.cfg.Namespace, Service: svc, Deployment: dep,
 		SourceImage: source,
 		Output:      fmt.Sprintf("%s/%s/app:%d", d.cfg.RegistryAddress, svc.ID, dep.Number),
 		Caches:      runtime.Caches,
-		MemoryMB:    d.cfg.BuildMemory, CPUs: d.cfg.BuildCPUs, Timeout: d.cfg.BuildTimeout,
+		RunImage:    run,
+		Plan:        d.cfg.Plan,
+		Modified:    modified,
 	}))
 }
+
+// modified is the time of all files of an image, as it is that of those of the source: a layer
+// with the same files is the same layer, and need not be moved again.
+var modified = time.Date(1980, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // causeOf is why ctx ended, if that is why err is there.
 func causeOf(ctx context.Context, err error) error {

@@ -317,8 +317,11 @@ func TestBuildsQueue(t *testing.T) {
 	line := make([]byte, 200)
 	n, err := r.Read(line)
 	r.Close()
-	if err != nil || !strings.Contains(string(line[:n]), "queued: another build of the workspace default is running") {
+	if err != nil || !strings.Contains(string(line[:n]), "queued: place 1; the plan hobby builds 1 at a time in the workspace default") {
 		t.Errorf("log: %q, %v", line[:n], err)
+	}
+	if place := d.Place(t.Context(), two); place != 1 {
+		t.Errorf("place %d", place)
 	}
 	if w.builds != 1 {
 		t.Errorf("%d builds at a time", w.builds)

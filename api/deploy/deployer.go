@@ -28,6 +28,8 @@ type Store interface {
 	Deployment(ctx context.Context, id string) (leapcell.Deployment, error)
 	Deployments(ctx context.Context, serviceID string, limit int) ([]leapcell.Deployment, error)
 	Unfinished(ctx context.Context) ([]leapcell.Deployment, error)
+	// DeploymentsSince gives what made the deployments of a workspace since then, oldest first.
+	DeploymentsSince(ctx context.Context, workspace string, since time.Time) ([]leapcell.Made, error)
 	// UpdateDeployment refuses moves that State.CanBecome forbids with CodeConflict.
 	UpdateDeployment(ctx context.Context, id string, change func(*leapcell.Deployment) error) (leapcell.Deployment, error)
 }
@@ -106,11 +108,8 @@ type Config struct {
 	ForgetImages func(folder string) error
 	Log          *slog.Logger
 
-	Builds       int           // at the same time in a workspace; default 1
-	BuildMemory  int           // MB; default 4096
-	BuildCPUs    int           // default 2
-	BuildTimeout time.Duration // default 10 minutes
-	Keep         int           // superseded deployments that stay registered; default 3
+	Plan leapcell.Plan // of all workspaces; default hobby
+	Keep int           // superseded deployments that stay registered; default what the plan keeps
 
 	// Patience is how long a deployment waits for Nomad, Vault or the registry to come
 	// back before it fails; default 5 minutes.
@@ -128,11 +127,8 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
-	orDefault(&c.Builds, 1)
-	orDefault(&c.BuildMemory, 4096)
-	orDefault(&c.BuildCPUs, 2)
-	orDefault(&c.BuildTimeout, 10*time.Minute)
-	orDefault(&c.Keep, 3)
+	orDefault(&c.Plan, leapcell.Plans()[0])
+	orDefault(&c.Keep, c.Plan.ImagesKept)
 	orDefault(&c.Patience, 5*time.Minute)
 	orDefault(&c.PlacementPatience, time.Minute)
 	orDefault(&c.StartGrace, 30*time.Second)
@@ -164,6 +160,7 @@ type Deployer struct {
 	http   *http.Client // asks gates
 	done   sync.WaitGroup
 
+	admitting   sync.Mutex // held while deployments are counted and another is added
 	registering sync.Mutex // held while a job is registered, or looked at and then purged
 
 	mu       sync.Mutex
@@ -199,7 +196,7 @@ func New(cfg Config) (*Deployer, error) {
 		return nil, err
 	}
 	d := &Deployer{
-		cfg: cfg, logs: l, slots: newSlots(cfg.Builds),
+		cfg: cfg, logs: l, slots: newSlots(cfg.Plan.Builds),
 		workers: map[string]*worker{}, changed: map[string]chan struct{}{}, services: map[string]*serviceState{},
 		purging: map[string]bool{},
 		http:    &http.Client{Transport: &http.Transport{DisableKeepAlives: true}},
@@ -222,6 +219,10 @@ func (d *Deployer) Submit(ctx context.Context, svc leapcell.Service, src leapcel
 	if d.isDeleting(svc.ID) {
 		return leapcell.Deployment{}, errDeleting(svc)
 	}
+	// Before a byte of the source is read; what counts is the look in create.
+	if err := d.admit(ctx, svc, origin); err != nil {
+		return leapcell.Deployment{}, err
+	}
 	if archive == nil {
 		if err := d.cfg.Sources.CheckGit(src); err != nil {
 			return leapcell.Deployment{}, err
@@ -233,7 +234,7 @@ func (d *Deployer) Submit(ctx context.Context, svc leapcell.Service, src leapcel
 		}
 		src.Upload = sum
 	}
-	dep, err := d.cfg.Store.CreateDeployment(ctx, svc.ID, src, svc.Settings, origin)
+	dep, err := d.create(ctx, svc, src, origin)
 	if err != nil {
 		return leapcell.Deployment{}, err
 	}

@@ -376,6 +376,19 @@ func (v *view) Unfinished(ctx context.Context) (out []leapcell.Deployment, err e
 	return out, err
 }
 
+func (v *view) DeploymentsSince(ctx context.Context, workspace string, since time.Time) (out []leapcell.Made, err error) {
+	err = v.do(ctx, "DeploymentsSince", func() error {
+		for _, d := range v.deps {
+			if v.svc[d.ServiceID].Workspace == workspace && !d.CreatedAt.Before(since) {
+				out = append(out, leapcell.Made{Origin: d.Origin, CreatedAt: d.CreatedAt})
+			}
+		}
+		slices.SortFunc(out, func(a, b leapcell.Made) int { return a.CreatedAt.Compare(b.CreatedAt) })
+		return nil
+	})
+	return out, err
+}
+
 func (v *view) UpdateDeployment(ctx context.Context, id string, change func(*leapcell.Deployment) error) (out leapcell.Deployment, err error) {
 	err = v.do(ctx, "UpdateDeployment", func() error {
 		before, ok := v.deps[id]

@@ -103,7 +103,7 @@ func (d *Deployer) step(ctx context.Context, dep leapcell.Deployment, w *worker)
 		return err
 	}
 	if dep.State != leapcell.Starting {
-		if err := d.takeSlot(ctx, svc, w); err != nil {
+		if err := d.takeSlot(ctx, svc, dep, w); err != nil {
 			return err
 		}
 	}
@@ -125,12 +125,14 @@ func (d *Deployer) step(ctx context.Context, dep leapcell.Deployment, w *worker)
 	return fmt.Errorf("deployment %s is in the unknown state %q", dep.ID, dep.State)
 }
 
-func (d *Deployer) takeSlot(ctx context.Context, svc leapcell.Service, w *worker) error {
+func (d *Deployer) takeSlot(ctx context.Context, svc leapcell.Service, dep leapcell.Deployment, w *worker) error {
 	if w.release != nil {
 		return nil
 	}
-	release, err := d.slots.take(ctx, svc.Workspace, func() {
-		w.log.say("queued: another build of the workspace %s is running", svc.Workspace)
+	t := &ticket{id: dep.ID, begun: dep.State != leapcell.Queued, created: dep.CreatedAt}
+	release, err := d.slots.take(ctx, svc.Workspace, t, func(place int) {
+		w.log.say("queued: place %d; the plan %s builds %d at a time in the workspace %s", place, d.cfg.Plan.Name, d.cfg.Plan.Builds, svc.Workspace)
+		d.notify(w.id)
 	})
 	w.release = release
 	return err

@@ -142,6 +142,7 @@ func (s *Server) getDeployment(c *gin.Context) error {
 	if err != nil {
 		return err
 	}
+	d.Place = s.cfg.Deployer.Place(c.Request.Context(), d)
 	c.JSON(http.StatusOK, d)
 	return nil
 }

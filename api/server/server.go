@@ -85,6 +85,8 @@ type Deployer interface {
 	DeleteService(ctx context.Context, svc leapcell.Service) error
 	// Log streams a deployment's log; when it follows, until the deployment is done.
 	Log(ctx context.Context, id string, follow bool) (io.ReadCloser, error)
+	// Place is that of a deployment in the queue for builds, 1 for the next; 0 for none.
+	Place(ctx context.Context, dep leapcell.Deployment) int
 	// Wait blocks until the deployment is done or ctx ends.
 	Wait(ctx context.Context, id string) (leapcell.Deployment, error)
 }

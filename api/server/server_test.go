@@ -91,6 +91,8 @@ func (p *platform) Rollback(_ context.Context, svc leapcell.Service, id string) 
 	return leapcell.Deployment{ID: svc.Name + "-1"}, nil
 }
 
+func (p *platform) Place(context.Context, leapcell.Deployment) int { return 0 }
+
 func (p *platform) Cancel(ctx context.Context, id string) error {
 	_, err := p.store.UpdateDeployment(ctx, id, func(d *leapcell.Deployment) error { d.State = leapcell.Cancelled; return nil })
 	return err

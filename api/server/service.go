@@ -51,7 +51,7 @@ func (s *Server) newService(name string, settings leapcell.Settings) (leapcell.S
 	}
 	// The build job of deployment 1 of "x" has the ID that deployment 1 of a service
 	// "build-x" would have; the same holds for "prefetch-x".
-	for _, prefix := range []string{"build-", leapcell.PrefetchPrefix} {
+	for _, prefix := range []string{"build-", leapcell.PrefetchPrefix, leapcell.ForgetPrefix} {
 		if strings.HasPrefix(name, prefix) {
 			return leapcell.Service{}, leapcell.Errorf(leapcell.CodeInvalid, "the name %q cannot be used: names that start with %s are the platform's", name, prefix)
 		}

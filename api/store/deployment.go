@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/leapcell/leapcell"
 )
@@ -88,6 +89,27 @@ func (s *Store) Unfinished(ctx context.Context) ([]leapcell.Deployment, error) {
 		return nil, friendly(err)
 	}
 	return scanAll(rows, scanDeployment)
+}
+
+// DeploymentsSince gives what made the deployments of a workspace since then, oldest first.
+func (s *Store) DeploymentsSince(ctx context.Context, workspace string, since time.Time) ([]leapcell.Made, error) {
+	rows, err := s.db.QueryContext(ctx, `SELECT d.facts, d.created_at FROM deployments d JOIN services s ON s.id = d.service_id
+		WHERE s.workspace = ? AND d.created_at >= ? ORDER BY d.created_at`, workspace, micros(since))
+	if err != nil {
+		return nil, friendly(err)
+	}
+	return scanAll(rows, func(scan func(...any) error) (m leapcell.Made, err error) {
+		var text string
+		var created int64
+		if err := scan(&text, &created); err != nil {
+			return m, err
+		}
+		m.CreatedAt = fromMicros(created)
+		if err := json.Unmarshal([]byte(text), &m.Origin); err != nil {
+			return m, fmt.Errorf("facts in the store: %w", err)
+		}
+		return m, nil
+	})
 }
 
 // UpdateDeployment changes a deployment in one transaction. A change of state that

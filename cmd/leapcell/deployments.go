@@ -132,6 +132,9 @@ func (a *app) showDeployment(d leapcell.Deployment) error {
 		{"runtime", dash(d.Settings.Runtime)}, {"build", dash(d.Settings.BuildCommand)}, {"start", dash(d.Settings.StartCommand)},
 		{"image", dash(d.Image)}, {"created", d.CreatedAt.Local().Format(time.DateTime)}, {"live since", live},
 	}
+	if d.Place > 0 {
+		rows = append(rows, []string{"place in queue", fmt.Sprint(d.Place)})
+	}
 	if d.Error != nil {
 		rows = append(rows, []string{"problem", d.Error.Message})
 		if d.Error.ExitCode != nil {

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/leapcell/leapcell"
 )
 
 // Config is all that an operator can set. Each field is a flag, and a variable of the
@@ -42,9 +44,7 @@ type Config struct {
 	RuntimesFile  string
 	BaseSuite     string
 	AptConfigDir  string
-	Builds        int
-	BuildMemory   int
-	BuildTimeout  time.Duration
+	Plan          leapcell.Plan // as the flag of that name says, changed by the others
 	AllowFileURLs bool
 
 	MetricsServices int
@@ -60,7 +60,7 @@ func defaults() Config {
 		Domain: "leapcell.localhost", PublicURL: "http://leapcell.localhost:8080",
 		UploadLimit: 100 << 20, CallsPerMinute: 10_000,
 		MetricsServices: 100,
-		BaseSuite:       "trixie", Builds: 1, BuildMemory: 4096, BuildTimeout: 10 * time.Minute,
+		BaseSuite:       "trixie", Plan: leapcell.Plans()[0],
 	}
 }
 
@@ -90,17 +90,51 @@ func (c *Config) flags(out io.Writer) *flag.FlagSet {
 	f.StringVar(&c.RuntimesFile, "runtimes-file", c.RuntimesFile, "YAML file with runtimes of your own or changes to the built-in ones (default none)")
 	f.StringVar(&c.BaseSuite, "base-suite", c.BaseSuite, "Debian suite that base images are assembled from")
 	f.StringVar(&c.AptConfigDir, "apt-config-dir", c.AptConfigDir, "folder with apt settings for assembling base images (default none)")
-	f.IntVar(&c.Builds, "builds", c.Builds, "builds at the same time in a workspace")
-	f.IntVar(&c.BuildMemory, "build-memory", c.BuildMemory, "memory of a build in MB")
-	f.DurationVar(&c.BuildTimeout, "build-timeout", c.BuildTimeout, "how long a build may take")
+	c.planFlags(f)
 	f.BoolVar(&c.AllowFileURLs, "allow-file-urls", c.AllowFileURLs, "let deployments read git repositories on this machine's disk (file://)")
 	f.TextVar(&c.LogLevel, "log-level", c.LogLevel, "debug, info, warn or error")
 	return f
 }
 
+// planFlags declares the plan and what an operator may change of it.
+func (c *Config) planFlags(f *flag.FlagSet) {
+	p := &c.Plan
+	f.Func("plan", "limits of workspaces: hobby (default) or pro; the flags from here to --images-kept change single ones", func(name string) error {
+		_, err := leapcell.PlanOf(name)
+		return err
+	})
+	f.IntVar(&p.Builds, "builds", p.Builds, "builds at the same time in a workspace")
+	f.IntVar(&p.BuildCPUs, "build-cpus", p.BuildCPUs, "cores of a build")
+	f.IntVar(&p.BuildMemoryMB, "build-memory", p.BuildMemoryMB, "memory of a build in MB")
+	f.IntVar(&p.BuildDiskMB, "build-disk", p.BuildDiskMB, "what a build may write, in MB")
+	f.DurationVar((*time.Duration)(&p.BuildTimeout), "build-timeout", time.Duration(p.BuildTimeout), "how long a build may take")
+	f.IntVar(&p.CacheMB, "cache-limit", p.CacheMB, "dependencies kept between the builds of a service, in MB on each node")
+	f.IntVar(&p.DeploymentsPerDay, "deployments-per-day", p.DeploymentsPerDay, "deployments of a workspace in 24 hours that somebody asked for; 0 is no limit")
+	f.IntVar(&p.AutomaticPerDay, "automatic-per-day", p.AutomaticPerDay, "deployments of a workspace in 24 hours that pushes made; 0 is no limit")
+	f.IntVar(&p.ImageMB, "image-limit", p.ImageMB, "size of an image with its base, in MB")
+	f.IntVar(&p.ImagesKept, "images-kept", p.ImagesKept, "former images of a service kept for rollback")
+}
+
+// choosePlan finds which plan is meant: the other flags change that one.
+func (c *Config) choosePlan(args []string, env func(string) string) {
+	name := env(envName("plan"))
+	for i, arg := range args {
+		flag := strings.TrimPrefix(strings.TrimPrefix(arg, "-"), "-")
+		if value, ok := strings.CutPrefix(flag, "plan="); ok && flag != arg {
+			name = value
+		} else if flag == "plan" && flag != arg && i+1 < len(args) {
+			name = args[i+1]
+		}
+	}
+	if p, err := leapcell.PlanOf(name); err == nil { // else the flag itself says what is wrong
+		c.Plan = p
+	}
+}
+
 // readConfig reads environment and flags over the defaults.
 func readConfig(args []string, env func(string) string, out io.Writer) (Config, error) {
 	c := defaults()
+	c.choosePlan(args, env)
 	f := c.flags(out)
 	var bad error
 	f.VisitAll(func(one *flag.Flag) {
@@ -158,8 +192,8 @@ func (c Config) Validate() error {
 			bad = append(bad, fmt.Errorf("%s is %q: it must be host:port", name, value))
 		}
 	}
-	if c.Builds < 1 || c.BuildMemory < 128 || c.BuildTimeout < time.Second {
-		bad = append(bad, errors.New("--builds must be at least 1, --build-memory 128, --build-timeout 1s"))
+	if err := c.Plan.Validate(); err != nil {
+		bad = append(bad, fmt.Errorf("--%w", err))
 	}
 	return errors.Join(bad...)
 }

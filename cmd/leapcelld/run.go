@@ -150,7 +150,7 @@ func newDeployer(cfg Config, log *slog.Logger, db *store.Store, cluster *nomad.C
 	deployer, err := deploy.New(deploy.Config{
 		Dir: cfg.path("deploy"), Namespace: cfg.NomadNamespace, RegistryAddress: cfg.RegistryAddress,
 		Store: db, Env: db, Nomad: cluster, Sources: sources, Builder: builder, Images: pushes, Edges: edges, ForgetImages: images.Forget, Log: log,
-		Builds: cfg.Builds, BuildMemory: cfg.BuildMemory, BuildTimeout: cfg.BuildTimeout,
+		Plan: cfg.Plan,
 	})
 	if err != nil {
 		return nil, nil, errors.Join(err, builder.Close())

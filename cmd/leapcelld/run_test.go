@@ -147,6 +147,8 @@ func TestReadConfig(t *testing.T) {
 		"--nomad-namespace":   {"--nomad-namespace", ""},
 		"not a size":          {"--upload-limit", "lots"},
 		"--builds":            {"--builds", "0"},
+		"--build-timeout":     {"--build-timeout", "1ms"},
+		"known ones are":      {"--plan", "gold"},
 		"flag provided but":   {"--no-such-flag"},
 		"log-level":           {"--log-level", "loud"},
 	} {
@@ -159,6 +161,35 @@ func TestReadConfig(t *testing.T) {
 	}
 	if _, err := readConfig([]string{"-h"}, noEnv, io.Discard); !errors.Is(err, flag.ErrHelp) {
 		t.Errorf("help: %v", err)
+	}
+}
+
+// The plan is the default of the flags for single limits, wherever it stands.
+func TestPlanFlags(t *testing.T) {
+	for name, test := range map[string]struct {
+		args []string
+		env  map[string]string
+	}{
+		"flag":     {[]string{"--builds", "7", "--plan", "pro"}, nil},
+		"equals":   {[]string{"-builds=7", "-plan=pro"}, nil},
+		"variable": {[]string{"--builds=7"}, map[string]string{"LEAPCELL_PLAN": "pro"}},
+		"both":     {nil, map[string]string{"LEAPCELL_PLAN": "pro", "LEAPCELL_BUILDS": "7"}},
+		"over it":  {[]string{"--builds=7", "--plan=pro"}, map[string]string{"LEAPCELL_PLAN": "hobby"}},
+	} {
+		c, err := readConfig(test.args, func(k string) string { return test.env[k] }, io.Discard)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		want, _ := leapcell.PlanOf("pro")
+		want.Builds = 7
+		if c.Plan != want {
+			t.Errorf("%s: %+v", name, c.Plan)
+		}
+	}
+	c, err := readConfig(nil, noEnv, io.Discard)
+	if hobby, _ := leapcell.PlanOf("hobby"); err != nil || c.Plan != hobby {
+		t.Errorf("by default: %+v, %v", c.Plan, err)
 	}
 }
 

@@ -92,6 +92,13 @@ var taskSpec = hclspec.NewObject(map[string]*hclspec.Spec{
 	"output":          hclspec.NewAttr("output", "string", false),
 	"start_command":   hclspec.NewAttr("start_command", "string", false),
 	"caches":          hclspec.NewAttr("caches", "list(string)", false),
+	"cache":           hclspec.NewAttr("cache", "string", false),
+	"cache_mb":        hclspec.NewAttr("cache_mb", "number", false),
+	"disk_mb":         hclspec.NewAttr("disk_mb", "number", false),
+	"image_mb":        hclspec.NewAttr("image_mb", "number", false),
+	"run_image":       hclspec.NewAttr("run_image", "string", false),
+	"build_env":       hclspec.NewAttr("build_env", "list(string)", false),
+	"modified":        hclspec.NewAttr("modified", "number", false),
 	"timeout":         hclspec.NewDefault(hclspec.NewAttr("timeout", "string", false), hclspec.NewLiteral(`"10m"`)),
 	"cpus":            hclspec.NewDefault(hclspec.NewAttr("cpus", "number", false), hclspec.NewLiteral("2")),
 })

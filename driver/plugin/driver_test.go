@@ -153,6 +153,13 @@ const taskBlock = `config {
   env_path        = "leapcell/env/shop-main-abcdefgh"
   request_timeout = "1m"
   caches          = ["/root/.cache"]
+  cache           = "shop-main-abcdefgh-changes"
+  cache_mb        = 100
+  disk_mb         = 200
+  image_mb        = 300
+  run_image       = "registry/run@sha256:2"
+  build_env       = ["TOKEN"]
+  modified        = 315532800
 }`
 
 func newTask(t *testing.T) *drivers.TaskConfig {
@@ -186,10 +193,11 @@ func TestTaskAcrossGRPC(t *testing.T) {
 	want := leapcell.TaskConfig{
 		Mode: "serverless", Image: "registry/shop@sha256:1", Command: "./app", Port: 3000, Service: "shop", ServiceID: "shop-main-abcdefgh",
 		Deployment: "shop-1", EnvPath: "leapcell/env/shop-main-abcdefgh", Concurrency: 50, StartTimeout: "10s", RequestTimeout: "1m",
-		Caches: r.Config.Caches, Timeout: "10m", CPUs: 2,
+		Caches: r.Config.Caches, Timeout: "10m", CPUs: 2, Cache: "shop-main-abcdefgh-changes", CacheMB: 100, DiskMB: 200, ImageMB: 300,
+		RunImage: "registry/run@sha256:2", BuildEnv: r.Config.BuildEnv, Modified: 315532800,
 	}
 	got, _ := json.Marshal(r.Config)
-	if b, _ := json.Marshal(want); string(got) != string(b) || len(r.Config.Caches) != 1 {
+	if b, _ := json.Marshal(want); string(got) != string(b) || len(r.Config.Caches) != 1 || len(r.Config.BuildEnv) != 1 {
 		t.Errorf("config\n%s, want\n%s", got, b)
 	}
 	if r.ID != task.ID || r.Name != "shop" || r.AllocID != "alloc-1" || r.Namespace != "leapcell" || r.Dir != "/allocs/1" || r.Address != "127.0.0.1:20123" || r.MemoryMB != 192 {

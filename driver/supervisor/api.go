@@ -54,14 +54,16 @@ func (r StartRequest) cellID() string {
 func (r StartRequest) validate() error {
 	invalid := func(format string, args ...any) error { return leapcell.Errorf(leapcell.CodeInvalid, format, args...) }
 	c := r.Config
-	build, prefetch := c.Mode == leapcell.TaskBuild, c.Mode == leapcell.TaskPrefetch
-	serves := !build && !prefetch
+	build, prefetch, forget := c.Mode == leapcell.TaskBuild, c.Mode == leapcell.TaskPrefetch, c.Mode == leapcell.TaskForget
+	serves := !build && !prefetch && !forget
 	switch {
 	case r.ID == "" || r.Name == "" || r.AllocID == "" || r.Dir == "":
 		return invalid("task %q: id, name, allocation and folder are needed", r.ID)
 	case c.Mode != leapcell.TaskServerless && c.Mode != leapcell.TaskPersistent && serves:
-		return invalid("task config: mode is %q: it must be serverless, persistent, build or prefetch", c.Mode)
-	case c.Image == "":
+		return invalid("task config: mode is %q: it must be serverless, persistent, build, prefetch or forget", c.Mode)
+	case forget && c.ServiceID == "":
+		return invalid("task config: mode forget needs service_id")
+	case c.Image == "" && !forget:
 		return invalid("task config: image is empty: it names what to run, as registry/repository:tag or registry/repository@sha256:…")
 	case serves && r.Address == "":
 		return invalid("the group has no port labelled %q: write network { port %q {} } into it; requests come in there", leapcell.PortLabel, leapcell.PortLabel)
@@ -75,6 +77,8 @@ func (r StartRequest) validate() error {
 		return invalid("resources: memory is %d MB: it must be positive", r.MemoryMB)
 	case c.Concurrency < 0 || c.Concurrency > leapcell.MaxConcurrency:
 		return invalid("task config: concurrency is %d: it must be from 1 to %d requests at a time", c.Concurrency, leapcell.MaxConcurrency)
+	case c.DiskMB < 0 || c.CacheMB < 0 || c.ImageMB < 0 || c.Modified < 0:
+		return invalid("task config: disk_mb, cache_mb, image_mb and modified must not be negative")
 	case build && c.CPUs < 0:
 		return invalid("task config: cpus is %d: a build needs at least 1", c.CPUs)
 	}
@@ -102,6 +106,17 @@ func (r StartRequest) validate() error {
 func duration(s string) time.Duration {
 	d, _ := time.ParseDuration(s)
 	return d
+}
+
+// Caches are folders that builds keep for the next one.
+type Caches interface {
+	// Recover puts in order what a former supervisor left. It is called once, when nothing of
+	// that one's builds is left.
+	Recover()
+	// Take gives the folder of a cache until release is called; said is for the log of its user.
+	Take(ctx context.Context, name string, megabytes int) (folder, said string, release func(), err error)
+	// Forget removes caches; those in use when they are released.
+	Forget(names ...string) error
 }
 
 // State is where a task stands.

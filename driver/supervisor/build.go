@@ -45,7 +45,7 @@ func (t *task) runBuild(ctx context.Context) Exit {
 	case t.isStopping():
 		exit = &Exit{Code: 1, Message: "the build was stopped"}
 	case exit.Code != 0 && errors.Is(ctx.Err(), context.DeadlineExceeded):
-		exit = &Exit{Code: 1, Message: "build took longer than " + limit.String()}
+		exit = &Exit{Code: 1, Message: "the build took longer than its limit of " + leapcell.Duration(limit).String()}
 	}
 	if exit.Code != 0 {
 		t.logs.drain()
@@ -60,15 +60,20 @@ func (t *task) runCommand(ctx context.Context, scratch string) (*image.Image, *E
 		t.log.Error("build could not run", "error", err)
 		return nil, &Exit{Code: 1, Message: describe(err)}
 	}
-	img, _, err := t.gather(ctx)
+	img, env, err := t.gather(ctx)
 	if err != nil {
 		return failed(err)
 	}
+	secrets := t.buildSecrets(env)
+	t.logs.stdout.hide(secrets)
 	rootfs := t.path("rootfs")
 	for _, dir := range []string{rootfs, scratch} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return failed(diskError(err))
 		}
+	}
+	if err := t.makeDisk(ctx); err != nil {
+		return failed(err)
 	}
 	if err := t.sup.images.MountWritable(img, rootfs, scratch); err != nil {
 		return failed(leapcell.Wrap(leapcell.CodeStartFailed, err, "the image could not be mounted: "+describe(err)))
@@ -77,9 +82,9 @@ func (t *task) runCommand(ctx context.Context, scratch string) (*image.Image, *E
 	t.mounted = true
 	t.mu.Unlock()
 	cfg := t.cellConfig()
-	cfg.Env = buildEnvironment(img.Env, t.sup.cfg.Build.Env)
+	cfg.Env = buildEnvironment(img.Env, t.sup.cfg.Build.Env, secrets)
 	cfg.WorkDir, cfg.CPUs, cfg.Hostname = img.WorkDir, max(t.req.Config.CPUs, 1), "build"
-	if cfg.Mounts, err = t.buildMounts(); err != nil {
+	if cfg.Mounts, err = t.buildMounts(ctx); err != nil {
 		return failed(diskError(err))
 	}
 	c, err := t.sup.cells.Start(ctx, cfg)
@@ -101,7 +106,9 @@ func (t *task) runCommand(ctx context.Context, scratch string) (*image.Image, *E
 func (t *task) judgeBuild(e cell.Exit) *Exit {
 	switch {
 	case e.OOM:
-		return &Exit{Code: max(e.Code, 1), OOM: true, Message: fmt.Sprintf("out of memory: the build used more than its %d MB", t.req.MemoryMB)}
+		return &Exit{Code: max(e.Code, 1), OOM: true, Message: fmt.Sprintf("out of memory: the build was killed at %d MB", t.req.MemoryMB)}
+	case e.Code != 0 && t.ownDiskFull():
+		return &Exit{Code: e.Code, Message: fmt.Sprintf("the build command exited with code %d; it has filled its disk of %d MB", e.Code, t.diskMB())}
 	case e.Code != 0 && t.sup.diskFull():
 		return &Exit{Code: e.Code, Message: fmt.Sprintf("the build command exited with code %d; there is no space left on the node's disk", e.Code)}
 	case e.Code != 0:
@@ -122,8 +129,16 @@ func (t *task) publish(ctx context.Context, base *image.Image, scratch string) *
 		Cmd:     []string{"bash", "-c", t.req.Config.StartCommand},
 		WorkDir: base.WorkDir,
 		Env:     base.Env,
+		Run:     t.req.Config.RunImage,
 	}
+	if at := t.req.Config.Modified; at > 0 {
+		result.Modified = time.Unix(int64(at), 0)
+	}
+	result.MaxBytes = int64(t.req.Config.ImageMB) << 20
 	digest, size, err := t.sup.images.Commit(ctx, base, result, t.req.Config.Output, t.phase)
+	if leapcell.ErrorCode(err) == leapcell.CodeTooLarge {
+		return &Exit{Code: 1, Message: leapcell.ErrorMessage(err)}
+	}
 	if err != nil {
 		t.log.Error("build result could not be published", "error", err)
 		return &Exit{Code: 1, Message: "the image could not be published: " + describe(diskError(err))}
@@ -141,14 +156,30 @@ func (t *task) phase(phase leapcell.State, text string) {
 }
 
 // buildMounts are the operator's files and the service's caches.
-func (t *task) buildMounts() ([]cell.Mount, error) {
+func (t *task) buildMounts(ctx context.Context) ([]cell.Mount, error) {
 	var out []cell.Mount
 	files := t.sup.cfg.Build.Files
 	for _, inside := range slices.Sorted(maps.Keys(files)) {
 		out = append(out, cell.Mount{Source: files[inside], Target: inside, ReadOnly: true})
 	}
+	if len(t.req.Config.Caches) == 0 {
+		return out, nil
+	}
+	folder, said, release, err := t.sup.caches.Take(ctx, t.cacheName(), t.cacheMB())
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		t.log.Warn("build goes without its cache", "error", err)
+		t.logs.say("leapcell: there is no build cache this time: %s", describe(err))
+		return out, nil
+	}
+	t.releaseCache = release
+	if said != "" {
+		t.logs.say("leapcell: %s", said)
+	}
 	for _, dir := range t.req.Config.Caches {
-		host := t.sup.cacheDir(t.req.Config.ServiceID, dir)
+		host := filepath.Join(folder, cacheDir(dir))
 		if err := os.MkdirAll(host, 0o755); err != nil {
 			return nil, err
 		}
@@ -157,21 +188,53 @@ func (t *task) buildMounts() ([]cell.Mount, error) {
 	return out, nil
 }
 
+func (t *task) cacheName() string {
+	if t.req.Config.Cache != "" {
+		return t.req.Config.Cache
+	}
+	return t.req.Config.ServiceID
+}
+
+func (t *task) cacheMB() int {
+	if t.req.Config.CacheMB > 0 {
+		return t.req.Config.CacheMB
+	}
+	return max(t.sup.cfg.DiskMB, 1024)
+}
+
 // cacheDir is readable for an operator, and can be told apart whatever the path contains.
-func (s *Supervisor) cacheDir(serviceID, dir string) string {
+func cacheDir(dir string) string {
 	dir = filepath.Clean(dir)
 	sum := sha256.Sum256([]byte(dir))
-	name := strings.ReplaceAll(strings.Trim(dir, "/"), "/", "-") + "-" + hex.EncodeToString(sum[:4])
-	return filepath.Join(s.cfg.CacheDir, filepath.Base(serviceID), name)
+	return strings.ReplaceAll(strings.Trim(dir, "/"), "/", "-") + "-" + hex.EncodeToString(sum[:4])
+}
+
+// buildSecrets are the variables of the service that the build may see.
+func (t *task) buildSecrets(env map[string]string) map[string]string {
+	out := map[string]string{}
+	for _, name := range t.req.Config.BuildEnv {
+		if value, ok := env[name]; ok {
+			out[name] = value
+		}
+	}
+	return out
+}
+
+// ownDiskFull reports whether the build's own disk has no room any more.
+func (t *task) ownDiskFull() bool {
+	var own, node unix.Stat_t
+	dir := t.sup.scratch(t.id)
+	if unix.Stat(dir, &own) != nil || unix.Stat(t.sup.cfg.ScratchDir, &node) != nil || own.Dev == node.Dev {
+		return false
+	}
+	percent, err := usedPercent(dir)
+	return err == nil && percent >= 99
 }
 
 // diskFull reports whether the disk for builds has less than a hundredth free.
 func (s *Supervisor) diskFull() bool {
-	var st unix.Statfs_t
-	if err := unix.Statfs(s.cfg.ScratchDir, &st); err != nil {
-		return false
-	}
-	return st.Bavail < st.Blocks/100 || (st.Files > 0 && st.Ffree < st.Files/100)
+	percent, err := usedPercent(s.cfg.ScratchDir)
+	return err == nil && percent >= 99
 }
 
 // diskError says in the owner's words that the disk is full, if that is what err means.

@@ -9,9 +9,18 @@ import (
 	"github.com/leapcell/leapcell/driver/disk"
 )
 
-// makeDisk gives a persistent instance a file system of its own size for what it writes.
+// diskMB is how much the task may write; 0 is as much as there is.
+func (t *task) diskMB() int {
+	if t.req.Config.DiskMB > 0 {
+		return t.req.Config.DiskMB
+	}
+	return t.sup.cfg.DiskMB
+}
+
+// makeDisk gives a persistent instance or a build a file system of its own size for what it
+// writes.
 func (t *task) makeDisk(ctx context.Context) error {
-	size := int64(t.sup.cfg.DiskMB) << 20
+	size := int64(t.diskMB()) << 20
 	if size == 0 {
 		return nil
 	}
@@ -22,11 +31,11 @@ func (t *task) makeDisk(ctx context.Context) error {
 	}
 	fallback, err := disk.Mount(ctx, disk.Config{Dir: dir, Bytes: size, MemoryBytes: int64(t.req.MemoryMB) << 20})
 	if err != nil {
-		return leapcell.Wrap(leapcell.CodeStartFailed, err, "the disk for what the instance writes could not be made: "+describe(err))
+		return leapcell.Wrap(leapcell.CodeStartFailed, err, "the disk for what the task writes could not be made: "+describe(err))
 	}
 	if fallback != nil {
-		t.log.Warn("what the instance writes is kept in its memory: no disk could be made", "error", fallback)
-		t.event(nil, "what this instance writes counts as its memory: the node could not make a disk (%v)", fallback)
+		t.log.Warn("what the task writes is kept in its memory: no disk could be made", "error", fallback)
+		t.event(nil, "what this task writes counts as its memory: the node could not make a disk (%v)", fallback)
 	}
 	return nil
 }

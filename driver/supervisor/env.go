@@ -55,8 +55,9 @@ func hostname(name string) string {
 	return strings.Trim(clean, "-")
 }
 
-// buildEnvironment is what a build command sees: the image's and the operator's.
-func buildEnvironment(image []string, operator map[string]string) []string {
+// buildEnvironment is what a build command sees: the image's, the operator's and those of the
+// service that it may.
+func buildEnvironment(image []string, operator, secrets map[string]string) []string {
 	env := map[string]string{
 		"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"LANG": "C.UTF-8",
@@ -69,6 +70,7 @@ func buildEnvironment(image []string, operator map[string]string) []string {
 	env["HOME"] = "/root"
 	env["DEBIAN_FRONTEND"] = "noninteractive"
 	maps.Copy(env, operator)
+	maps.Copy(env, secrets)
 	return list(env)
 }
 

@@ -88,6 +88,23 @@ func (f *fakeImages) Commit(ctx context.Context, _ *image.Image, r image.Result,
 
 func (f *fakeImages) left() int { f.mu.Lock(); defer f.mu.Unlock(); return len(f.mounted) }
 
+// fakeCaches are plain folders.
+type fakeCaches struct{ dir string }
+
+func (f fakeCaches) Recover() {}
+func (f fakeCaches) Take(_ context.Context, name string, _ int) (folder, said string, release func(), err error) {
+	return filepath.Join(f.dir, name), "", func() {}, nil
+}
+
+func (f fakeCaches) Forget(names ...string) error {
+	for _, name := range names {
+		if err := os.RemoveAll(filepath.Join(f.dir, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // fakeNetworks hands out namespaces that are all the host's own network.
 type fakeNetworks struct {
 	got func() // called by Get, with the namespace handed out
@@ -361,10 +378,10 @@ func newNode(t *testing.T, program func(*fakeCell)) *node {
 	n := &node{t: t, dir: t.TempDir(), images: &fakeImages{}, networks: &fakeNetworks{}, cells: &fakeCells{program: program}}
 	n.options = Options{
 		Group: "leapcell-test", RunDir: filepath.Join(n.dir, "run"), RecordDir: filepath.Join(n.dir, "tasks"),
-		ScratchDir: filepath.Join(n.dir, "scratch"), CacheDir: filepath.Join(n.dir, "caches"),
+		ScratchDir:     filepath.Join(n.dir, "scratch"),
 		HandoverSocket: filepath.Join(n.dir, "handover.sock"),
 		SuspendAfter:   5 * time.Millisecond,
-		Images:         n.images, Networks: n.networks, Cells: n.cells, Envs: fakeEnvs{},
+		Images:         n.images, Networks: n.networks, Cells: n.cells, Envs: fakeEnvs{}, Caches: fakeCaches{filepath.Join(n.dir, "caches")},
 	}
 	n.restart()
 	t.Cleanup(func() {

@@ -34,6 +34,7 @@ type rotator struct {
 	size int64
 	n    int
 	lost int64 // bytes that found no room on the disk
+	mask *mask // nil: nothing is hidden
 }
 
 // newRotator goes on with the newest file of base, which a restarted task has left.
@@ -82,6 +83,16 @@ func (r *rotator) Write(p []byte) (int, error) {
 	if r.file == nil {
 		return len(p), nil
 	}
+	shown := p
+	if r.mask != nil {
+		shown = r.mask.pass(p)
+	}
+	r.write(shown)
+	return len(p), nil
+}
+
+// write writes what may be shown. The caller holds mu.
+func (r *rotator) write(p []byte) {
 	if r.lost > 0 {
 		note := fmt.Sprintf("leapcell: %d bytes of log are missing here: no room on the disk\n", r.lost)
 		if r.append([]byte(note)) == nil {
@@ -111,7 +122,22 @@ func (r *rotator) Write(p []byte) (int, error) {
 		}
 		rest = rest[len(chunk):]
 	}
-	return len(p), nil
+}
+
+// hide keeps values out of the log from now on.
+func (r *rotator) hide(values map[string]string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.mask = newMask(values)
+}
+
+// flush writes what was held back because it might have been the beginning of a value.
+func (r *rotator) flush() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.mask != nil && r.file != nil {
+		r.write(r.mask.rest())
+	}
 }
 
 func (r *rotator) append(p []byte) error {
@@ -369,6 +395,11 @@ func (l *logs) drain() {
 		l.stderrPipe.close()
 	}
 	l.stdoutPipe, l.stderrPipe = nil, nil
+	for _, r := range []*rotator{l.stdout, l.stderr} {
+		if r != nil {
+			r.flush()
+		}
+	}
 }
 
 func (l *logs) close() {

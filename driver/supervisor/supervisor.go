@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/leapcell/leapcell/driver/cell"
+	"github.com/leapcell/leapcell/driver/disk"
 	"github.com/leapcell/leapcell/driver/gate"
 )
 
@@ -23,8 +24,7 @@ type Options struct {
 	RunDir     string // on a tmpfs
 	RecordDir  string // what must survive a restart of the supervisor
 	ScratchDir string // what builds and persistent instances write
-	CacheDir   string // kept between builds
-	DiskMB     int    // for what a persistent instance writes; 0: no limit
+	DiskMB     int    // for what a persistent instance or a build writes, unless the task says it; 0: no limit
 	// HandoverSocket is where former and future supervisors of the node are met.
 	HandoverSocket string
 	MeterDir       string // figures that nobody took in yet
@@ -35,6 +35,7 @@ type Options struct {
 	Networks Networks
 	Cells    Cells
 	Envs     Envs
+	Caches   Caches
 	MeterAPI MeterAPI // nil: figures stay on the node
 	Log      *slog.Logger
 }
@@ -46,6 +47,7 @@ type Supervisor struct {
 	networks Networks
 	cells    Cells
 	envs     Envs
+	caches   Caches
 	log      *slog.Logger
 	events   *events
 	records  records
@@ -71,7 +73,7 @@ func New(o Options) *Supervisor {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Supervisor{
-		cfg: o, images: o.Images, networks: o.Networks, cells: o.Cells, envs: o.Envs, log: o.Log,
+		cfg: o, images: o.Images, networks: o.Networks, cells: o.Cells, envs: o.Envs, caches: o.Caches, log: o.Log,
 		events: newEvents(), records: records{o.RecordDir}, meters: newMeters(o), pace: newPace(), left: make(chan struct{}), bereft: make(chan struct{}), reaps: !kernelTellsExits(),
 		tasks: map[string]*task{}, turns: map[string]chan struct{}{}, retired: map[string]*gate.Gate{}, elders: map[*peer]bool{},
 	}
@@ -353,6 +355,7 @@ func (s *Supervisor) recoverAll(c *claim) error {
 		go visit.serve()
 	}
 	s.sweep(known)
+	s.caches.Recover()
 	s.networks.Settle()
 	return err
 }
@@ -421,7 +424,7 @@ func (s *Supervisor) ruin(rec record) error {
 // removeFiles removes the mount, the run folder and what the task of that ID wrote.
 func (s *Supervisor) removeFiles(id string) error {
 	dir := filepath.Join(s.cfg.RunDir, "tasks", id)
-	err := s.images.Unmount(filepath.Join(dir, "rootfs"))
+	err := errors.Join(s.images.Unmount(filepath.Join(dir, "rootfs")), disk.Unmount(s.scratch(id)))
 	if err != nil {
 		return err // what is in it must not be removed through it
 	}

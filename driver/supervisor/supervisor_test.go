@@ -418,7 +418,7 @@ func TestBuild(t *testing.T) {
 		t.Errorf("log %q", log)
 	}
 	c := n.cells.last().cfg
-	cache := filepath.Join(n.options.CacheDir, req.Config.ServiceID)
+	cache := filepath.Join(n.dir, "caches", req.Config.ServiceID)
 	if c.CPUs != 2 || !slices.Contains(c.Env, "HTTP_PROXY=http://proxy") || !slices.Contains(c.Env, "HOME=/root") || contains(c.Env, "LEAPCELL_") ||
 		len(c.Mounts) != 2 || c.Mounts[0] != (cell.Mount{Source: "/host/pip.conf", Target: "/etc/pip.conf", ReadOnly: true}) ||
 		c.Mounts[1].Target != "/root/.cache/pip" || c.Mounts[1].ReadOnly || filepath.Dir(c.Mounts[1].Source) != cache {
@@ -455,8 +455,8 @@ func TestBuildThatFails(t *testing.T) {
 		message string
 	}{
 		"command": {program: exits(2, "no such package\n"), code: 2, message: "the build command exited with code 2"},
-		"timeout": {program: func(c *fakeCell) { <-c.ended }, timeout: "50ms", code: 1, message: "build took longer than 50ms"},
-		"memory":  {program: func(c *fakeCell) { c.end(cell.Exit{Code: 137, OOM: true}) }, code: 137, message: "out of memory: the build used more than its 256 MB"},
+		"timeout": {program: func(c *fakeCell) { <-c.ended }, timeout: "50ms", code: 1, message: "the build took longer than its limit of 50ms"},
+		"memory":  {program: func(c *fakeCell) { c.end(cell.Exit{Code: 137, OOM: true}) }, code: 137, message: "out of memory: the build was killed at 256 MB"},
 		"disk":    {program: exits(0, ""), commit: &fs.PathError{Op: "write", Path: "/x", Err: unix.ENOSPC}, code: 1, message: "the image could not be published: no space left on the node's disk"},
 	} {
 		t.Run(name, func(t *testing.T) {

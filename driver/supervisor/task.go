@@ -40,6 +40,8 @@ type task struct {
 	step   bool               // a step of the pace is held; touched by the task's goroutine only
 	long   bool               // the step is a build
 
+	releaseCache func() // of a build; touched by the task's goroutine only
+
 	visits visits     // commands of operators
 	saving sync.Mutex // one file, one writer
 
@@ -74,7 +76,7 @@ func newTask(s *Supervisor, req StartRequest, begin time.Time) (*task, error) {
 	if t.logs, err = openLogs(req, t.dir, t.build(), t.log); err != nil {
 		return nil, leapcell.Wrap(leapcell.CodeStartFailed, err, "the log files could not be opened")
 	}
-	if t.prefetch() {
+	if t.prefetch() || t.forget() {
 		return t, nil
 	}
 	if t.build() {
@@ -114,6 +116,8 @@ func (t *task) run(ctx context.Context) {
 		exit = t.runBuild(ctx)
 	case t.prefetch():
 		exit = t.runPrefetch(ctx)
+	case t.forget():
+		exit = t.runForget()
 	default:
 		exit = t.runApp(ctx)
 	}
@@ -406,7 +410,7 @@ func (t *task) stop(timeout time.Duration, signal unix.Signal) error {
 		if c != nil {
 			grace := min(leapcell.StopGrace, max(timeout/2, time.Second))
 			if t.build() {
-				grace = 2 * time.Second
+				grace = 0 // nothing of it is to be kept
 			}
 			t.visits.end()
 			if signal != 0 && signal != unix.SIGTERM {
@@ -521,6 +525,9 @@ func (t *task) cleanUp() {
 	}
 	if mounted {
 		errs = append(errs, t.sup.images.Unmount(t.path("rootfs")))
+	}
+	if t.releaseCache != nil {
+		t.releaseCache() // after the cell, whose mounts hold it
 	}
 	if ns != nil {
 		t.sup.networks.Put(ns)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 
 	"github.com/leapcell/leapcell/driver/cell"
 	"github.com/leapcell/leapcell/driver/image"
@@ -56,9 +57,10 @@ func wire(cfg Config, log *slog.Logger, own func() error) (Options, error) {
 	}
 	return Options{
 		Group: cfg.Group(), RunDir: cfg.RunDir(),
-		RecordDir: cfg.path("tasks"), ScratchDir: cfg.path("scratch"), CacheDir: cfg.path("caches"), HandoverSocket: cfg.HandoverSocket(), MeterDir: cfg.path("meters"),
+		RecordDir: cfg.path("tasks"), ScratchDir: cfg.path("scratch"), HandoverSocket: cfg.HandoverSocket(), MeterDir: cfg.path("meters"),
 		SuspendAfter: cfg.suspendAfter(), Build: cfg.Build, DiskMB: cfg.DiskMB,
 		Images: store, Networks: pools{pool}, Cells: cells{launcher}, Envs: envs,
+		Caches:   newCaches(cfg.path("caches"), filepath.Join(cfg.RunDir(), "caches"), cfg.ImageHigh, log),
 		MeterAPI: figures, Log: log,
 	}, nil
 }
