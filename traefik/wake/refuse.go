@@ -24,6 +24,7 @@ var (
 	refuseNoRoute     = &refusal{status: http.StatusNotFound, reason: "no_route", text: leapcell.TextNoRoute}
 	refuseNoTable     = &refusal{status: http.StatusServiceUnavailable, reason: "no_table", text: "The edge has not read its routes yet", again: true}
 	refuseConnect     = &refusal{status: http.StatusMethodNotAllowed, reason: "connect", text: "CONNECT is not offered here"}
+	refuseTarget      = &refusal{status: http.StatusBadRequest, reason: "bad_target", text: "The target of the request is neither a path nor an address"}
 	refuseLine        = &refusal{status: http.StatusRequestURITooLong, reason: "line_too_long", text: "The request line is longer than 16 KB"}
 	refuseHeader      = &refusal{status: http.StatusRequestHeaderFieldsTooLarge, reason: "header_too_long", text: "A request header is longer than 16 KB"}
 	refuseHeaders     = &refusal{status: http.StatusRequestHeaderFieldsTooLarge, reason: "headers_too_long", text: "The request headers are longer than 64 KB together"}
@@ -67,7 +68,7 @@ func (f *refusal) write(w http.ResponseWriter, r *http.Request) (bytes int64) {
 // Reasons are all the values of [Visit.Refused] that are the edge's own.
 func Reasons() []string {
 	out := []string{reasonLeft, reasonBroken, reasonBackingOff}
-	for _, f := range []*refusal{refuseIgnored, refuseNoRoute, refuseNoTable, refuseConnect, refuseLine, refuseHeader, refuseHeaders,
+	for _, f := range []*refusal{refuseIgnored, refuseNoRoute, refuseNoTable, refuseConnect, refuseTarget, refuseLine, refuseHeader, refuseHeaders,
 		refuseTooMany, refuseQueueFull, refuseNoSlot, refuseNotReady, refuseStartFailed, refuseBody, refuseCrashed} {
 		out = append(out, f.reason)
 	}

@@ -34,6 +34,9 @@ func checkLimits(r *http.Request) *refusal {
 	if r.Method == http.MethodConnect {
 		return refuseConnect
 	}
+	if r.URL.Opaque != "" { // "mailto:a": none of the forms of RFC 9112, 3.2
+		return refuseTarget
+	}
 	const httpVersion = len("  HTTP/1.1")
 	if len(r.Method)+len(r.RequestURI)+httpVersion > leapcell.MaxRequestLineBytes {
 		return refuseLine
