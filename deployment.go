@@ -115,6 +115,9 @@ type Outcome struct {
 	BuildBegan time.Time `json:"buildBegan,omitzero"`
 	BuildEnded time.Time `json:"buildEnded,omitzero"`
 	Static     *Static   `json:"static,omitempty"`
+	// PreviewURL is where a preview is seen, until PreviewEnded.
+	PreviewURL   string    `json:"previewURL,omitempty"`
+	PreviewEnded time.Time `json:"previewEnded,omitzero"`
 }
 
 // Static is the front end of a deployment: files that edges serve without an instance.
@@ -143,6 +146,8 @@ type Source struct {
 	RootDir string `json:"rootDir,omitempty"` // within the tree; "" is its top
 	Commit  string `json:"commit,omitempty"`  // asked for, or filled in when fetched
 	Image   string `json:"image,omitempty"`   // a ready image's reference: nothing is built
+	// Connection is the [Connection] whose credentials read GitURL. Only the platform sets it.
+	Connection string `json:"connection,omitempty"`
 }
 
 // Problem is why a deployment failed, for its owner.

@@ -1,6 +1,8 @@
 package leapcell
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -117,6 +119,47 @@ func PreviewHost(host string, n int) string { return fmt.Sprintf("%d--%s", n, ho
 func PreviewPath(serviceID string, n int) string {
 	return fmt.Sprintf("%s%s/%d", RoutesPrefix, serviceID, n)
 }
+
+// BranchLabel is the label of the previews of a branch of the service at host: it looks like
+// the branch, is a different one for each, and makes a DNS label together with the host's
+// first. It begins with a letter, so that it is no deployment's number.
+func BranchLabel(host, branch string) string {
+	var b strings.Builder
+	for _, r := range branch {
+		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
+			b.WriteRune(r)
+		} else if !strings.HasSuffix(b.String(), "-") {
+			b.WriteByte('-')
+		}
+	}
+	text := strings.Trim(b.String(), "-")
+	first, _, _ := strings.Cut(host, ".")
+	room := max(maxLabel-len(first)-len("--"), len("b")+branchHash)
+	if text == branch && len(text) <= room && text[0] >= 'a' {
+		return text
+	}
+	sum := sha256.Sum256([]byte(branch))
+	end := hex.EncodeToString(sum[:])[:branchHash]
+	if text == "" || text[0] < 'a' {
+		text = "b" + text
+	}
+	text = strings.TrimRight(text[:min(len(text), max(room-branchHash-1, 0))], "-")
+	if text == "" {
+		return "b" + end
+	}
+	return text + "-" + end
+}
+
+const (
+	maxLabel   = 63 // characters of a DNS label
+	branchHash = 7  // digits of the hash that tell branches of like names apart
+)
+
+// BranchHost is the name under which the preview with that label is reached.
+func BranchHost(host, label string) string { return label + "--" + host }
+
+// BranchPath is the Nomad variable of that route.
+func BranchPath(serviceID, label string) string { return RoutesPrefix + serviceID + "/" + label }
 
 // ParseRoute reads the JSON of a route variable.
 func ParseRoute(b []byte) (Route, error) {

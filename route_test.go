@@ -3,6 +3,8 @@ package leapcell_test
 import (
 	"encoding/json"
 	"reflect"
+	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -61,3 +63,34 @@ func FuzzParseRoute(f *testing.F) {
 		}
 	})
 }
+
+func TestBranchLabels(t *testing.T) {
+	short, long := "shop-default-abcdefgh.example.com", strings.Repeat("n", 32)+"-default-abcdefgh.example.com"
+	if got := leapcell.BranchLabel(short, "feature-1"); got != "feature-1" {
+		t.Errorf("a branch whose name can be used has the label %q", got)
+	}
+	seen := map[string]string{}
+	branches := []string{
+		"main", "next", "feature/a", "feature-a", "feature_a", "Feature-A", "FEATURE/A", "42", "7-seas", "-x", "x-", "x--y", "ü", "übung",
+		"日本", "dependabot/npm_and_yarn/some/very-long-name-of-a-module-4.17.21", "dependabot/npm_and_yarn/some/very-long-name-of-a-module-4.17.22",
+		strings.Repeat("a", 200), strings.Repeat("a", 201), "/", "b",
+	}
+	for _, host := range []string{short, long} {
+		for _, branch := range branches {
+			label := leapcell.BranchLabel(host, branch)
+			first, _, _ := strings.Cut(leapcell.BranchHost(host, label), ".")
+			if !dnsLabel.MatchString(first) || len(first) > 63 || label[0] < 'a' {
+				t.Errorf("the branch %q has the label %q of %d characters", branch, first, len(first))
+			}
+			if label != leapcell.BranchLabel(host, branch) {
+				t.Errorf("the label of %q changes", branch)
+			}
+			if other, ok := seen[host+label]; ok {
+				t.Errorf("%q and %q share the label %q", branch, other, label)
+			}
+			seen[host+label] = branch
+		}
+	}
+}
+
+var dnsLabel = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)

@@ -25,6 +25,8 @@ var modTime = time.Date(1980, 1, 1, 0, 0, 0, 0, time.UTC)
 type Tree struct {
 	Layer    string            // path of the layer: an uncompressed tar
 	Commit   string            // of a git source
+	Author   string            // of the commit
+	Subject  string            // the first line of its message
 	Settings leapcell.Settings // from its leapcell.yaml; zero without one
 	Names    map[string]bool   // what lies at its top, to tell the runtime from
 	Heads    map[string]string // texts of the files there that [Config.Heads] names

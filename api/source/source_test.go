@@ -376,7 +376,7 @@ func TestGit(t *testing.T) {
 	_, err = fetch(t, newStore(t, func(c *Config) { c.AllowFileURLs = false }), leapcell.Source{GitURL: url})
 	wantError(t, err, "switched off")
 	_, err = fetch(t, s, leapcell.Source{GitURL: "http://user:secret@127.0.0.1:1/x.git"})
-	wantError(t, err, "could not be read")
+	wantError(t, err, "has a password in it")
 	if err != nil && strings.Contains(leapcell.ErrorMessage(err), "secret") {
 		t.Errorf("the password is shown: %v", leapcell.ErrorMessage(err))
 	}

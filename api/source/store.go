@@ -15,7 +15,10 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/api/outbound"
 )
 
 // Config is what [New] needs to know. Zero limits mean the defaults.
@@ -24,7 +27,12 @@ type Config struct {
 	MaxUpload   int64         // bytes of an archive as it is sent; default 100 MB
 	MaxUnpacked int64         // bytes of all files of a tree; default 1 GB
 	MaxFiles    int           // default 100,000
+	MaxFile     int64         // bytes of one file of a git repository; default 256 MB
 	GitTimeout  time.Duration // default 5 minutes
+	// Networks are the private networks that repositories may be in.
+	Networks outbound.Networks
+	// Access gives the credentials of a connection, by its ID; nil when there are none.
+	Access func(ctx context.Context, connection string) (Access, error)
 	// AllowFileURLs lets git read repositories on the control plane's own disk. It is for
 	// one-machine platforms and tests: with it, who may deploy may read those.
 	AllowFileURLs bool
@@ -37,13 +45,19 @@ const (
 	DefaultMaxUpload   = 100 << 20
 	DefaultMaxUnpacked = 1 << 30
 	DefaultMaxFiles    = 100_000
+	DefaultMaxFile     = 256 << 20
 	DefaultGitTimeout  = 5 * time.Minute
 )
 
 // Store keeps uploads until they are built, and makes layers.
 type Store struct {
-	cfg Config
+	cfg      Config
+	web      *http.Client        // for what strangers name
+	gitSlots *semaphore.Weighted // unpacking a repository takes memory
 }
+
+// gitFetches are done at a time.
+const gitFetches = 2
 
 // New makes the folders it needs and removes what a killed process left half done.
 func New(cfg Config) (*Store, error) {
@@ -53,8 +67,10 @@ func New(cfg Config) (*Store, error) {
 	setDefault(&cfg.MaxUpload, DefaultMaxUpload)
 	setDefault(&cfg.MaxUnpacked, DefaultMaxUnpacked)
 	setDefault(&cfg.MaxFiles, DefaultMaxFiles)
+	setDefault(&cfg.MaxFile, DefaultMaxFile)
 	setDefault(&cfg.GitTimeout, DefaultGitTimeout)
-	s := &Store{cfg: cfg}
+	s := &Store{cfg: cfg, web: cfg.Networks.Client(0), gitSlots: semaphore.NewWeighted(gitFetches)}
+	s.web.Transport = boundedRefs{s.web.Transport}
 	if err := os.RemoveAll(s.workDir()); err != nil {
 		return nil, fmt.Errorf("source: %w", err)
 	}
@@ -152,11 +168,31 @@ func diskError(err error, what string) error {
 	if isDisk(err) {
 		return leapcell.Wrap(leapcell.CodeUnavailable, err, what+": the platform's disk is full")
 	}
-	var known *leapcell.Error
-	if errors.As(err, &known) {
+	if asKnown(err) != nil {
 		return err
 	}
 	return leapcell.Wrap(leapcell.CodeInternal, err, what)
+}
+
+// asKnown is the error in err that may be shown, nil for none.
+func asKnown(err error) *leapcell.Error {
+	var known *leapcell.Error
+	errors.As(err, &known)
+	return known
+}
+
+// boundedRefs bounds what a git host may say of its branches and tags: it is read into memory.
+type boundedRefs struct{ http.RoundTripper }
+
+func (b boundedRefs) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := b.RoundTripper.RoundTrip(req)
+	if err == nil && strings.HasSuffix(req.URL.Path, "/info/refs") {
+		resp.Body = struct {
+			io.Reader
+			io.Closer
+		}{io.LimitReader(resp.Body, maxRefs), resp.Body}
+	}
+	return resp, err
 }
 
 func isDisk(err error) bool {
