@@ -34,7 +34,11 @@ func Route(namespace string, svc leapcell.Service, dep leapcell.Deployment) leap
 // Preview makes one deployment reachable under a name of its own, whatever is live.
 func Preview(namespace string, svc leapcell.Service, dep leapcell.Deployment) leapcell.Route {
 	r := Route(namespace, svc, dep)
-	r.Hosts = []string{leapcell.PreviewHost(r.Hosts[0], dep.Number)}
+	host := leapcell.PreviewHost(r.Hosts[0], dep.Number)
+	if dep.Preview != "" {
+		host = leapcell.BranchHost(r.Hosts[0], dep.Preview)
+	}
+	r.Hosts = []string{host}
 	r.Preview = true
 	return r
 }

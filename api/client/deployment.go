@@ -11,10 +11,14 @@ import (
 	"github.com/leapcell/leapcell"
 )
 
-// DeployGit starts a deployment from a git repository.
+// DeployGit starts a deployment from a git repository; without GitURL from the one that the
+// service is connected with.
 func (c *Client) DeployGit(ctx context.Context, nameOrID string, src leapcell.Source) (leapcell.Deployment, error) {
 	var d leapcell.Deployment
-	in := map[string]any{"source": map[string]string{"gitURL": src.GitURL, "branch": src.Branch, "rootDir": src.RootDir}}
+	var in struct {
+		Source leapcell.Source `json:"source"`
+	}
+	in.Source = leapcell.Source{GitURL: src.GitURL, Branch: src.Branch, Tag: src.Tag, Commit: src.Commit, RootDir: src.RootDir}
 	err := c.call(ctx, http.MethodPost, "/v1/services/"+escape(nameOrID)+"/deployments", in, &d)
 	return d, err
 }

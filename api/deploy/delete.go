@@ -93,6 +93,11 @@ func (d *Deployer) forget(ctx context.Context, dep leapcell.Deployment) error {
 	if err := d.cfg.Nomad.DeleteVariable(ctx, leapcell.PreviewPath(dep.ServiceID, dep.Number)); err != nil {
 		return err
 	}
+	if dep.Preview != "" {
+		if err := d.cfg.Nomad.DeleteVariable(ctx, leapcell.BranchPath(dep.ServiceID, dep.Preview)); err != nil {
+			return err
+		}
+	}
 	if err := d.remove(ctx, dep.ID); err != nil {
 		return err
 	}

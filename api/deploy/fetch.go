@@ -39,6 +39,7 @@ func (d *Deployer) fetch(ctx context.Context, svc leapcell.Service, dep leapcell
 	}
 	_, err = d.move(ctx, w, leapcell.Building, func(dep *leapcell.Deployment) {
 		dep.Settings, dep.Source.Commit = settings, tree.Commit
+		dep.Author, dep.Subject = tree.Author, tree.Subject
 	})
 	d.removeFiles(dep)
 	return err

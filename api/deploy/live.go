@@ -71,7 +71,7 @@ func (d *Deployer) overtake(ctx context.Context, svc leapcell.Service, dep leapc
 		return err
 	}
 	for _, other := range all {
-		if other.ID == dep.ID || other.State.Done() || !requested(other).Before(requested(dep)) {
+		if other.ID == dep.ID || other.Preview != dep.Preview || other.State.Done() || !requested(other).Before(requested(dep)) {
 			continue
 		}
 		_, err := d.update(ctx, other.ID, func(other *leapcell.Deployment) error {
@@ -161,7 +161,7 @@ func (d *Deployer) prune(svc leapcell.Service) {
 	}
 	kept := 0
 	for _, dep := range all {
-		if dep.State != leapcell.Superseded || dep.LiveAt.IsZero() {
+		if dep.State != leapcell.Superseded || dep.LiveAt.IsZero() || dep.Preview != "" {
 			continue
 		}
 		if kept++; kept > d.cfg.Keep && kept <= d.cfg.Keep+5 { // the older ones are gone since before
@@ -222,7 +222,10 @@ func (d *Deployer) rollbackTo(ctx context.Context, svc leapcell.Service, id stri
 		if id != "" && dep.ID != id {
 			continue
 		}
-		good := dep.State == leapcell.Superseded && !dep.LiveAt.IsZero() && dep.Image != ""
+		good := dep.State == leapcell.Superseded && !dep.LiveAt.IsZero() && dep.Image != "" && dep.Preview == ""
+		if id != "" && dep.Preview != "" {
+			return leapcell.Deployment{}, leapcell.Errorf(leapcell.CodeConflict, "the deployment %s is a preview and cannot be rolled back to: only one that was live before can", id)
+		}
 		if id != "" && !good {
 			return leapcell.Deployment{}, leapcell.Errorf(leapcell.CodeConflict, "the deployment %s is %s and cannot be rolled back to: only one that was live before can", id, dep.State)
 		}

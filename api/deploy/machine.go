@@ -200,6 +200,9 @@ func (d *Deployer) removeJobs(dep leapcell.Deployment, state leapcell.State, w *
 		if err := d.cfg.Nomad.Stop(ctx, leapcell.PrefetchJobID(dep.ID), true); err != nil {
 			return err
 		}
+		if state == leapcell.Superseded && !dep.LiveAt.IsZero() && dep.Preview != "" && dep.PreviewEnded.IsZero() {
+			return nil // who pushed will look at it: the scaler takes its instance away
+		}
 		if state == leapcell.Superseded && !dep.LiveAt.IsZero() {
 			return d.scaleDown(ctx, dep.ID)
 		}

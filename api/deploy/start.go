@@ -42,6 +42,9 @@ func (d *Deployer) bringUp(ctx context.Context, svc leapcell.Service, dep leapce
 	if err := d.waitReady(ctx, r); err != nil {
 		return err
 	}
+	if dep.Preview != "" {
+		return d.showPreview(ctx, svc, dep, w)
+	}
 	if err := d.goLive(ctx, svc, dep, w); err != nil {
 		return err
 	}
@@ -54,7 +57,7 @@ func (d *Deployer) bringUp(ctx context.Context, svc leapcell.Service, dep leapce
 }
 
 func instances(dep leapcell.Deployment) int {
-	if dep.Settings.Mode == leapcell.Persistent {
+	if dep.Settings.Mode == leapcell.Persistent && dep.Preview == "" {
 		return max(1, dep.Settings.MinInstances)
 	}
 	return 1

@@ -51,7 +51,7 @@ func (d *Deployer) splitTo(ctx context.Context, svc leapcell.Service, id string,
 	if err != nil {
 		return nil, err
 	}
-	if !dep.Kept() {
+	if !dep.Kept() || dep.Preview != "" {
 		return nil, leapcell.Errorf(leapcell.CodeConflict, "the deployment %s is %s: only one that was live before can get a part of the requests", id, dep.State)
 	}
 	if _, err := d.cfg.Nomad.Job(ctx, id); leapcell.ErrorCode(err) == leapcell.CodeNotFound {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/gin-gonic/gin"
 	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/api/source"
 )
 
 // DeploymentStore reads deployments; the deployer writes them.
@@ -50,26 +51,57 @@ func (s *Server) deployGit(c *gin.Context, svc leapcell.Service) error {
 		Source struct {
 			GitURL  string `json:"gitURL"`
 			Branch  string `json:"branch"`
+			Tag     string `json:"tag"`
+			Commit  string `json:"commit"`
 			RootDir string `json:"rootDir"`
 		} `json:"source"`
 	}
 	if err := readJSON(c, &in, false); err != nil {
 		return err
 	}
-	if in.Source.GitURL == "" {
-		return leapcell.Errorf(leapcell.CodeInvalid, "source.gitURL is missing: give a git repository, or upload a tree as application/gzip")
-	}
 	root, err := cleanRootDir(in.Source.RootDir)
 	if err != nil {
 		return err
 	}
-	src := leapcell.Source{GitURL: in.Source.GitURL, Branch: in.Source.Branch, RootDir: root}
+	src, err := s.connected(c.Request.Context(), svc, leapcell.Source{
+		GitURL: source.CleanURL(in.Source.GitURL), Branch: in.Source.Branch, Tag: in.Source.Tag, Commit: in.Source.Commit, RootDir: root,
+	})
+	if err != nil {
+		return err
+	}
 	d, err := s.cfg.Deployer.Submit(c.Request.Context(), svc, src, manual(c), nil)
 	if err != nil {
 		return err
 	}
 	c.JSON(http.StatusAccepted, d)
 	return nil
+}
+
+// connected completes src from the connection of the service: the repository is read with its
+// credentials, and is the one that is meant when none is named.
+func (s *Server) connected(ctx context.Context, svc leapcell.Service, src leapcell.Source) (leapcell.Source, error) {
+	known, err := s.cfg.Hub.Connection(ctx, svc)
+	switch {
+	case leapcell.ErrorCode(err) == leapcell.CodeNotFound && src.GitURL == "":
+		return src, leapcell.Errorf(leapcell.CodeInvalid, "source.gitURL is missing: give a git repository, connect the service with one, or upload a tree as application/gzip")
+	case leapcell.ErrorCode(err) == leapcell.CodeNotFound:
+		return src, nil
+	case err != nil:
+		return src, err
+	}
+	if src.GitURL == "" {
+		src.GitURL = known.GitURL
+		if src.Branch == "" && src.Tag == "" && src.Commit == "" {
+			src.Branch = known.Branch
+		}
+		if src.RootDir == "" {
+			src.RootDir = known.RootDir
+		}
+	}
+	if src.GitURL == known.GitURL {
+		src.Connection = known.ID
+	}
+	return src, nil
 }
 
 func (s *Server) deployUpload(c *gin.Context, svc leapcell.Service) error {

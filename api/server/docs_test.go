@@ -43,7 +43,7 @@ func apiReference() string {
 
 <!-- Made from api/server/routes.go. Change that, then: go test ./api/server -run TestAPIReference -update -->
 
-JSON over HTTP, by default at ` + "`http://127.0.0.1:8400`" + `. Every call but those marked "anyone" needs the header
+JSON over HTTP, by default at ` + "`http://127.0.0.1:8400`" + `. Every call but those marked "anyone" and "who signs the body" needs the header
 ` + "`Authorization: Bearer <token>`" + `; the admin token of a fresh platform is in ` + "`admin.token`" + ` in the data folder of leapcelld.
 A service is named by its name or its ID. The Go client is the package ` + "`api/client`" + `.
 
@@ -86,6 +86,8 @@ func who(a Access) string {
 		return "edges, admins"
 	case Node:
 		return "nodes, admins"
+	case Signed:
+		return "who signs the body"
 	}
 	return "admins"
 }

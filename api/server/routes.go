@@ -16,6 +16,8 @@ const (
 	Edge  Access = store.RoleEdge
 	Node  Access = store.RoleNode
 	Admin Access = store.RoleAdmin
+	// Signed routes ask for no token: the body carries a signature, which the handler checks.
+	Signed Access = "signed"
 )
 
 // Route is one row of the API. Summary, Request and Answer are for docs/api.md, which is
@@ -52,7 +54,7 @@ func (*Server) routes() []Route {
 			"", "204", (*Server).deleteService},
 
 		{http.MethodPost, "/v1/services/:service/deployments", Admin, "Starts a deployment, from git or from an uploaded tree.",
-			"`{source: {gitURL, branch, rootDir}}`, or a body of type `application/gzip` (a tar.gz of the tree) with `?rootDir=`", "202 deployment", (*Server).createDeployment},
+			"`{source: {gitURL, branch, tag, commit, rootDir}}` (without `gitURL`: that of the connected repository), or a body of type `application/gzip` (a tar.gz of the tree) with `?rootDir=`", "202 deployment", (*Server).createDeployment},
 		{http.MethodGet, "/v1/services/:service/deployments", Admin, "Lists the deployments of a service, newest first.",
 			"`?limit=` (default 50)", "200 `[deployment]`", (*Server).listDeployments},
 		{http.MethodPost, "/v1/services/:service/rollback", Admin, "Makes a former deployment live again.",
@@ -69,6 +71,16 @@ func (*Server) routes() []Route {
 			"`?timeout=60s` (at most 5m)", "200 deployment", (*Server).waitDeployment},
 		{http.MethodPost, "/v1/deployments/:deployment/cancel", Admin, "Stops a deployment that is not done.",
 			"", "202 deployment", (*Server).cancelDeployment},
+
+		{http.MethodPut, "/v1/services/:service/connection", Admin, "Connects a service with a repository. A push to its branch deploys from then on; said again it changes what is said, and makes a new secret and deploy key only when asked to.",
+			"`{gitURL, branch, rootDir, previews, provider, apiURL, user, token, hostKey, rotate}`; `provider` is `github`, `gitlab` or `gitea`",
+			"200 connection with `hookPath`, and `secret` when it is a new one: it is shown only here", (*Server).connect},
+		{http.MethodGet, "/v1/services/:service/connection", Admin, "Gives the connection of a service. Secrets cannot be read back.",
+			"", "200 connection", (*Server).getConnection},
+		{http.MethodDelete, "/v1/services/:service/connection", Admin, "Ends the connection of a service, with its previews and secrets.",
+			"", "204", (*Server).disconnect},
+		{http.MethodPost, "/v1/hooks/:connection", Signed, "Takes in an event of a GitHub, GitLab, Gitea or Forgejo that is signed with the connection's secret.",
+			"the host's event, as `application/json`, at most 5 MB", "202 `{accepted}`; 200 `{ignored}` with the reason; 401 for a wrong signature", (*Server).receiveHook},
 
 		{http.MethodGet, "/v1/services/:service/env", Admin, "Lists the names of the environment variables. Values cannot be read back.",
 			"", "200 `{version, names}`", (*Server).getEnv},

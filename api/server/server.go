@@ -21,6 +21,7 @@ type Config struct {
 	Store       Store
 	Deployer    Deployer
 	Env         EnvSetter
+	Hub         Hub
 	Logs        ServiceLogger
 	Instances   InstanceLister
 	Scaler      Scaler
@@ -124,6 +125,7 @@ type Server struct {
 	limits   map[string]*rate.Limiter // by token name
 
 	health singleflight.Group
+	hooks  chan struct{} // as many events are taken in at a time
 }
 
 // New makes a server.
@@ -135,7 +137,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	gin.SetMode(gin.ReleaseMode) // else gin prints its own lines
-	s := &Server{cfg: cfg, engine: gin.New(), stop: make(chan struct{}), limits: map[string]*rate.Limiter{}}
+	s := &Server{cfg: cfg, engine: gin.New(), stop: make(chan struct{}), limits: map[string]*rate.Limiter{}, hooks: make(chan struct{}, hookCalls)}
 	s.engine.RedirectTrailingSlash = false
 	s.engine.ForwardedByClientIP = false
 	s.engine.Use(s.requestID, s.logged, s.recovered)

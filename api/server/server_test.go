@@ -154,6 +154,7 @@ func newPlatform(t *testing.T, change func(*Config)) *platform {
 	if change != nil {
 		change(&cfg)
 	}
+	cfg.Hub = p.newHub(&cfg)
 	if p.Server, err = New(cfg); err != nil {
 		t.Fatal(err)
 	}
@@ -304,6 +305,12 @@ func TestWhoMayComeIn(t *testing.T) {
 		case Open:
 			if got := status(""); got == 401 || got == 403 {
 				t.Errorf("%s %s: %d without a token", r.Method, r.Path, got)
+			}
+		case Signed:
+			for _, token := range []string{"", p.edge, p.admin} {
+				if got := status(token); got != 401 {
+					t.Errorf("%s %s: %d without a signature, want 401", r.Method, r.Path, got)
+				}
 			}
 		default:
 			if got := status(""); got != 401 {

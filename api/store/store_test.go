@@ -43,6 +43,8 @@ func suite(t *testing.T, open func(*testing.T) *Store) {
 		"EnvPendingUntilApplied":      testEnvPending,
 		"EnvInParallel":               testEnvInParallel,
 		"Tokens":                      testTokens,
+		"Connections":                 testConnections,
+		"GitEvents":                   testGitEvents,
 		"Meters":                      testMeters,
 		"MetersInAnyOrder":            testMetersInAnyOrder,
 		"MeterHours":                  testMeterHours,

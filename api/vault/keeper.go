@@ -140,7 +140,10 @@ func (k *Keeper) Clean(ctx context.Context, svc leapcell.Service) error {
 	if err := k.cfg.Variables.DeleteVariable(ctx, leapcell.EnvPrefix+svc.ID); err != nil {
 		return err
 	}
-	return k.cfg.Sealer.Shred(ctx, svc.ID)
+	if err := k.cfg.Sealer.Shred(ctx, svc.ID); err != nil {
+		return err
+	}
+	return k.cfg.Sealer.Shred(ctx, SourceKey(svc.ID))
 }
 
 // publish makes the Nomad variable what the store says.

@@ -260,7 +260,7 @@ func TestCleanIsFinal(t *testing.T) {
 	if err := k.publishAll(t.Context()); err != nil { // what a worker may still try
 		t.Fatal(err)
 	}
-	if len(f.vars) != 0 || fmt.Sprint(f.shred) != "[python-default-abcdefgh]" {
+	if len(f.vars) != 0 || fmt.Sprint(f.shred) != "[python-default-abcdefgh source.python-default-abcdefgh]" {
 		t.Errorf("left: %v, shredded: %v", f.vars, f.shred)
 	}
 	_, err := k.SetEnv(t.Context(), svc, map[string]string{"A": "v"}, nil)

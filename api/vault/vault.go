@@ -118,6 +118,31 @@ func sealedValues(names []string, secret *api.Secret) (map[string]string, error)
 	return sealed, nil
 }
 
+// Open decrypts what Seal made of the control plane's own values. Those of services it may
+// not: see [SourceKey].
+func (s *Sealer) Open(ctx context.Context, key, sealed string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	secret, err := s.api.Logical().WriteWithContext(ctx, s.path("decrypt", key), map[string]any{"ciphertext": sealed})
+	if err != nil {
+		return "", s.wrap(err, "decrypt")
+	}
+	var text string
+	if secret != nil {
+		text, _ = secret.Data["plaintext"].(string)
+	}
+	plain, err := base64.StdEncoding.DecodeString(text)
+	if err != nil || secret == nil {
+		return "", errors.New("vault did not open the value") // no more: the answer might hold it
+	}
+	return string(plain), nil
+}
+
+// SourceKey names the key that seals what a service's repository is read with. The control
+// plane may decrypt with keys of such names, and with no other: the dot keeps them apart from
+// those of environments, which are named after services.
+func SourceKey(serviceID string) string { return "source." + serviceID }
+
 // Shred deletes the service's key, and with it every value that was ever sealed with it. A
 // key that is not there is no error.
 func (s *Sealer) Shred(ctx context.Context, serviceID string) error {

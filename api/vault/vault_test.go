@@ -22,6 +22,7 @@ const policy = `
 path "leapcell/keys/+"        { capabilities = ["create", "update", "delete"] }
 path "leapcell/keys/+/config" { capabilities = ["update"] }
 path "leapcell/encrypt/+"     { capabilities = ["update"] }
+path "leapcell/decrypt/source.*" { capabilities = ["update"] }
 `
 
 // server is a real Vault with a transit mount, unsealed, and root's client of it.
@@ -282,4 +283,29 @@ func FuzzSealedValues(f *testing.F) {
 			t.Errorf("%q was taken for a sealed value", text)
 		}
 	})
+}
+
+// The control plane opens what repositories are read with, and no environment, whatever the
+// service is called.
+func TestOpenIsForSourcesOnly(t *testing.T) {
+	s := startVault(t)
+	sealer := s.sealer(t)
+	for _, id := range []string{"shop-default-abcdefgh", "source-default-abcdefgh"} {
+		for key, may := range map[string]bool{id: false, SourceKey(id): true} {
+			sealed, err := sealer.Seal(t.Context(), key, map[string]string{"key": "hunter2"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			plain, err := sealer.Open(t.Context(), key, sealed["key"])
+			if may && (err != nil || plain != "hunter2") {
+				t.Errorf("%s: opened to %q, %v", key, plain, err)
+			}
+			if !may {
+				wantCode(t, err, leapcell.CodeUnavailable, "may not do that")
+			}
+		}
+	}
+	if err := sealer.Shred(t.Context(), SourceKey("shop-default-abcdefgh")); err != nil {
+		t.Error(err)
+	}
 }

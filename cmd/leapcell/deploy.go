@@ -89,6 +89,8 @@ type deployFlags struct {
 	name    string
 	git     string
 	branch  string
+	tag     string
+	commit  string
 	rootDir string
 	detach  bool
 }
@@ -119,7 +121,9 @@ source. The build log streams while it runs; the exit code is not 0 when the dep
 	fl := cmd.Flags()
 	fl.StringVar(&f.name, "name", "", "of the service; default that of the folder or repository")
 	fl.StringVar(&f.git, "git", "", "address of a git repository to deploy instead of a folder")
-	fl.StringVar(&f.branch, "branch", "", "branch or tag of --git; default that of the repository")
+	fl.StringVar(&f.branch, "branch", "", "branch of --git; default that of the repository")
+	fl.StringVar(&f.tag, "tag", "", "tag of --git")
+	fl.StringVar(&f.commit, "commit", "", "commit of --git, all 40 digits of it")
 	fl.StringVar(&f.rootDir, "root-dir", "", "folder within the source that is the app")
 	fl.BoolVar(&f.detach, "detach", false, "do not wait for the deployment")
 	return cmd
@@ -129,8 +133,8 @@ func (a *app) deploy(ctx context.Context, dir string, f deployFlags, settings le
 	if f.git != "" && dir != "" {
 		return leapcell.Errorf(leapcell.CodeInvalid, "give a folder or --git, not both")
 	}
-	if f.git == "" && f.branch != "" {
-		return leapcell.Errorf(leapcell.CodeInvalid, "--branch goes with --git: a folder is deployed as it is")
+	if f.git == "" && f.branch+f.tag+f.commit != "" {
+		return leapcell.Errorf(leapcell.CodeInvalid, "--branch goes with --git, and so do --tag and --commit: a folder is deployed as it is")
 	}
 	if f.git == "" {
 		abs, err := filepath.Abs(dir)
@@ -160,7 +164,7 @@ func (a *app) deploy(ctx context.Context, dir string, f deployFlags, settings le
 	}
 	var d leapcell.Deployment
 	if f.git != "" {
-		d, err = c.DeployGit(ctx, service.ID, leapcell.Source{GitURL: f.git, Branch: f.branch, RootDir: f.rootDir})
+		d, err = c.DeployGit(ctx, service.ID, leapcell.Source{GitURL: f.git, Branch: f.branch, Tag: f.tag, Commit: f.commit, RootDir: f.rootDir})
 	} else {
 		fmt.Fprintf(a.err, "uploading %d files, %s packed\n", archive.Files, bytesText(archive.size))
 		d, err = c.DeployUpload(ctx, service.ID, client.Upload{Archive: archive.file, Size: archive.size, RootDir: f.rootDir})
@@ -290,6 +294,12 @@ func (a *app) finished(ctx context.Context, c *client.Client, d leapcell.Deploym
 		if err := a.json(map[string]any{"deployment": d, "service": service}); err != nil {
 			return err
 		}
+	}
+	if d.PreviewURL != "" {
+		if a.output == "table" {
+			fmt.Fprintf(a.out, "%s can be seen: %s\n", d.ID, d.PreviewURL)
+		}
+		return nil
 	}
 	if d.State == leapcell.Live {
 		if a.output == "table" {

@@ -28,11 +28,22 @@ func (a *app) deploymentsCommand() *cobra.Command {
 			}
 			rows := [][]string{{"DEPLOYMENT", "STATE", "SOURCE", "CREATED", "PROBLEM"}}
 			for _, d := range all {
-				rows = append(rows, []string{d.ID, string(d.State), sourceText(d.Source), ago(time.Now(), d.CreatedAt), problemText(d.Error)})
+				rows = append(rows, []string{d.ID, stateText(d), sourceText(d.Source), ago(time.Now(), d.CreatedAt), problemText(d.Error)})
 			}
 			return a.show(all, rows...)
 		},
 	}
+}
+
+// stateText is the state as people mean it: a preview that can be seen is no former version.
+func stateText(d leapcell.Deployment) string {
+	switch {
+	case d.PreviewURL != "":
+		return "preview " + d.PreviewURL
+	case !d.PreviewEnded.IsZero():
+		return "preview ended"
+	}
+	return string(d.State)
 }
 
 func sourceText(s leapcell.Source) string {
@@ -130,6 +141,8 @@ func (a *app) showDeployment(d leapcell.Deployment) error {
 	rows := [][]string{
 		{"deployment", d.ID}, {"service", d.Service}, {"state", string(d.State)}, {"source", sourceText(d.Source)},
 		{"runtime", dash(d.Settings.Runtime)}, {"build", dash(d.Settings.BuildCommand)}, {"start", dash(d.Settings.StartCommand)},
+		{"branch", dash(first(d.Source.Branch, d.Source.Tag))}, {"commit", dash(strings.TrimSpace(d.Source.Commit + " " + d.Subject))}, {"author", dash(d.Author)},
+		{"started by", dash(d.StartedBy)}, {"preview", dash(d.PreviewURL)},
 		{"image", dash(d.Image)}, {"created", d.CreatedAt.Local().Format(time.DateTime)}, {"live since", live},
 	}
 	if d.Place > 0 {

@@ -155,7 +155,7 @@ func TestDeployAsJSONKeepsStdoutForJSON(t *testing.T) {
 func TestDeployGit(t *testing.T) {
 	a := newAPI(t)
 	r := a.cli(t, "", "deploy", "--git", "https://git.test/team/shop.git", "--branch", "main", "--root-dir", "api")
-	want := `{"source":{"branch":"main","gitURL":"https://git.test/team/shop.git","rootDir":"api"}}`
+	want := `{"source":{"gitURL":"https://git.test/team/shop.git","branch":"main","rootDir":"api"}}`
 	if r.code != 0 || len(a.bodies) != 1 || a.bodies[0] != want {
 		t.Errorf("code %d, %q, sent %q", r.code, r.err, a.bodies)
 	}

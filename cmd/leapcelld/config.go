@@ -13,13 +13,13 @@ import (
 	"time"
 
 	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/api/outbound"
 )
 
 // Config is all that an operator can set. Each field is a flag, and a variable of the
 // environment: --nomad-addr is LEAPCELL_NOMAD_ADDR. The flag wins.
 type Config struct {
 	DataDir     string
-	Standby     bool
 	Listen      string
 	AdminListen string
 
@@ -42,11 +42,12 @@ type Config struct {
 	UploadLimit    size
 	CallsPerMinute int
 
-	RuntimesFile  string
-	BaseSuite     string
-	AptConfigDir  string
-	Plan          leapcell.Plan // as the flag of that name says, changed by the others
-	AllowFileURLs bool
+	RuntimesFile   string
+	BaseSuite      string
+	AptConfigDir   string
+	Plan           leapcell.Plan // as the flag of that name says, changed by the others
+	AllowFileURLs  bool
+	SourceNetworks outbound.Networks
 
 	MetricsServices int
 	LogLevel        slog.Level
@@ -70,7 +71,6 @@ func (c *Config) flags(out io.Writer) *flag.FlagSet {
 	f := flag.NewFlagSet("leapcelld", flag.ContinueOnError)
 	f.SetOutput(out)
 	f.StringVar(&c.DataDir, "data-dir", c.DataDir, "folder for the store, the registry, uploads and logs")
-	f.BoolVar(&c.Standby, "standby", c.Standby, "wait while another leapcelld works in the data folder, and take over when it ends; both have the same settings")
 	f.StringVar(&c.Listen, "listen", c.Listen, "address of the API")
 	f.StringVar(&c.AdminListen, "admin-listen", c.AdminListen, "address for /metrics, such as 127.0.0.1:8402; it asks for no token (default off)")
 	f.IntVar(&c.MetricsServices, "metrics-services", c.MetricsServices, "services with a label of their own in /metrics; the others share one")
@@ -94,6 +94,7 @@ func (c *Config) flags(out io.Writer) *flag.FlagSet {
 	f.StringVar(&c.AptConfigDir, "apt-config-dir", c.AptConfigDir, "folder with apt settings for assembling base images (default none)")
 	c.planFlags(f)
 	f.BoolVar(&c.AllowFileURLs, "allow-file-urls", c.AllowFileURLs, "let deployments read git repositories on this machine's disk (file://)")
+	f.Var((*networks)(&c.SourceNetworks), "source-networks", "private networks that git repositories and the APIs of their hosts may be in, such as 10.1.0.0/16,192.168.7.2 (default none)")
 	f.TextVar(&c.LogLevel, "log-level", c.LogLevel, "debug, info, warn or error")
 	return f
 }
@@ -235,4 +236,15 @@ func (s *size) Set(text string) error {
 		return nil
 	}
 	return fmt.Errorf("%q is not a size such as 100MB", text)
+}
+
+// networks is a list of networks as a flag.
+type networks outbound.Networks
+
+func (n networks) String() string { return outbound.Networks(n).String() }
+
+func (n *networks) Set(text string) error {
+	parsed, err := outbound.ParseNetworks(text)
+	*n = networks(parsed)
+	return err
 }

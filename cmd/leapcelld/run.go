@@ -14,6 +14,7 @@ import (
 
 	"github.com/leapcell/leapcell/api/build"
 	"github.com/leapcell/leapcell/api/deploy"
+	"github.com/leapcell/leapcell/api/hook"
 	"github.com/leapcell/leapcell/api/metrics"
 	"github.com/leapcell/leapcell/api/nomad"
 	"github.com/leapcell/leapcell/api/registry"
@@ -42,10 +43,7 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	}
 	log := slog.New(slog.NewJSONHandler(stdout, &slog.HandlerOptions{Level: cfg.LogLevel}))
 
-	unlock, err := lockDataDir(ctx, cfg.DataDir, cfg.Standby, log)
-	if errors.Is(err, context.Canceled) {
-		return nil // ended while it stood by
-	}
+	unlock, err := lockDataDir(cfg.DataDir)
 	if err != nil {
 		return err
 	}
@@ -76,7 +74,15 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 		return err
 	}
 	scaler := wake.New(wake.Config{Namespace: cfg.NomadNamespace, Store: db, Nomad: cluster, Log: log})
-	deployer, builder, err := newDeployer(cfg, log, db, cluster, images, pushes, scaler)
+	keys := hook.NewKeys(db, sealer)
+	sources, err := source.New(source.Config{
+		Dir: cfg.path("source"), MaxUpload: int64(cfg.UploadLimit), AllowFileURLs: cfg.AllowFileURLs,
+		Networks: cfg.SourceNetworks, Access: keys.Access, Heads: build.Heads,
+	})
+	if err != nil {
+		return err
+	}
+	deployer, builder, err := newDeployer(cfg, log, db, cluster, images, pushes, scaler, sources)
 	if err != nil {
 		return err
 	}
@@ -84,9 +90,10 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	defer closing(&err, deployer.Close)
 	keeper := vault.NewKeeper(vault.KeeperConfig{Store: db, Variables: cluster, Sealer: sealer, Changed: deployer.EnvChanged, Log: log})
 
+	hub := hook.New(hook.Config{Store: db, Keys: keys, Sources: sources, Deployer: deployer, Networks: cfg.SourceNetworks, Log: log})
 	figures := metrics.New(metrics.Config{Scaler: scaler, Usage: db, Services: cfg.MetricsServices})
 	api, err := server.New(server.Config{
-		Store: db, Deployer: deployer, Env: keeper, Logs: deployer, Instances: cluster, Scaler: scaler, Cleaner: keeper,
+		Store: db, Deployer: deployer, Env: keeper, Hub: hub, Logs: deployer, Instances: cluster, Scaler: scaler, Cleaner: keeper,
 		Checks: map[string]func(context.Context) error{
 			"store": db.Ping, "nomad": cluster.Health, "vault": sealer.Health, "registry": pushes.Health,
 		},
@@ -107,6 +114,7 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	work.Go(func() error { return serveAdmin(ctx, figures, at.admin, log) })
 	work.Go(func() error { sealer.KeepToken(ctx); return nil })
 	work.Go(func() error { keeper.Run(ctx); return nil })
+	work.Go(func() error { hub.Run(ctx); return nil })
 	work.Go(func() error {
 		return ignoreCancel(cluster.Lead(ctx, nomad.Lease{Path: scalerLease, Holder: id, Log: log}, scaler.Run))
 	})
@@ -135,7 +143,7 @@ func newRegistry(ctx context.Context, cfg Config, log *slog.Logger) (*registry.R
 	return images, registry.NewClient(cred), nil
 }
 
-func newDeployer(cfg Config, log *slog.Logger, db *store.Store, cluster *nomad.Client, images *registry.Registry, pushes *registry.Client, edges deploy.Edges) (*deploy.Deployer, *build.Builder, error) {
+func newDeployer(cfg Config, log *slog.Logger, db *store.Store, cluster *nomad.Client, images *registry.Registry, pushes *registry.Client, edges deploy.Edges, sources *source.Store) (*deploy.Deployer, *build.Builder, error) {
 	runtimes, err := build.ReadRuntimes(cfg.RuntimesFile)
 	if err != nil {
 		return nil, nil, err
@@ -145,10 +153,6 @@ func newDeployer(cfg Config, log *slog.Logger, db *store.Store, cluster *nomad.C
 	})
 	if err != nil {
 		return nil, nil, err
-	}
-	sources, err := source.New(source.Config{Dir: cfg.path("source"), MaxUpload: int64(cfg.UploadLimit), AllowFileURLs: cfg.AllowFileURLs, Heads: build.Heads})
-	if err != nil {
-		return nil, nil, errors.Join(err, builder.Close())
 	}
 	deployer, err := deploy.New(deploy.Config{
 		Dir: cfg.path("deploy"), Namespace: cfg.NomadNamespace, RegistryAddress: cfg.RegistryAddress,

@@ -45,11 +45,14 @@ ui            = false
 log_level     = %q
 `
 
-// controlRules let the control plane make, use and shred keys, never open a value.
+// controlRules let the control plane make, use and shred keys. Of what is sealed it may open
+// only what repositories are read with; the keys of environments are named after services,
+// whose names have no dot.
 const controlRules = `
 path "leapcell/keys/+"        { capabilities = ["create", "update", "read", "delete"] }
 path "leapcell/keys/+/config" { capabilities = ["update"] }
 path "leapcell/encrypt/+"     { capabilities = ["update"] }
+path "leapcell/decrypt/source.*" { capabilities = ["update"] }
 `
 
 // instanceRules let an instance open the values of its own service and of no other: the

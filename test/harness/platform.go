@@ -66,7 +66,8 @@ func Acquire(ctx context.Context, args ...string) (p *Platform, release func() e
 func UpNew(ctx context.Context, dir string, args ...string) error {
 	return command(ctx, append([]string{"up", "--state-dir", dir, "--free-ports", "--no-sample",
 		// Tests wait for most of their time: several deploy at once.
-		"--set", "leapcelld.builds=4", "--set", "leapcelld.deployments-per-day=0", "--set", "leapcelld.automatic-per-day=0"}, args...)...)
+		"--set", "leapcelld.builds=4", "--set", "leapcelld.deployments-per-day=0", "--set", "leapcelld.automatic-per-day=0",
+		"--set", "leapcelld.source-networks=127.0.0.0/8"}, args...)...)
 }
 
 // takeDown ends the platform in dir and compares the machine with what it was before.
