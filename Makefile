@@ -55,8 +55,8 @@ e2e: build tools ## contract and end-to-end tests on a platform of their own, le
 contract: build tools ## only the runtime contract, one test a clause (RUN=TestMust_FS)
 	$(GO) run ./test/with $(GO) test -count=1 -v -parallel 3 -timeout 30m -run '$(RUN)' ./test/contract
 
-test-v2: build tools ## the driver's tests and the contract's clauses in a virtual machine with cgroup v2 alone (RUN=. for all clauses, JOBS=cell for some tests)
-	$(GO) run ./test/vm $(if $(filter-out file,$(origin RUN)),-run '$(RUN)') $(if $(JOBS),-jobs '$(JOBS)')
+test-v2: build tools ## the driver's tests and the contract's clauses in a virtual machine with cgroup v2 alone (RUN=. for all clauses, JOBS=cell for some tests, LIMIT=10m)
+	$(GO) run ./test/vm $(if $(filter-out file,$(origin RUN)),-run '$(RUN)') $(if $(JOBS),-jobs '$(JOBS)') $(if $(LIMIT),-limit $(LIMIT))
 
 clauses: build tools ## the runtime contract, and its results into docs/runtime-contract.md (RUN=TestMust_FS for some clauses)
 	$(GO) run ./test/with $(GO) test -count=1 -json -timeout 60m -run '$(RUN)' ./test/contract >bin/contract.json; \

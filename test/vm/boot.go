@@ -107,7 +107,12 @@ func (m machine) boot(ctx context.Context, r io.Writer) error {
 	}
 	cmd := m.command(ctx, "file:"+m.log, argument)
 	cmd.Stdout, cmd.Stderr = r, os.Stderr
+	begin := time.Now()
 	err := start(cmd)()
+	if s := cmd.ProcessState; s != nil {
+		// Tells a machine that stands still from one that was given no time.
+		fmt.Printf("vm: it ran %s and had %s of processor time\n", time.Since(begin).Round(time.Second), (s.UserTime() + s.SystemTime()).Round(time.Second))
+	}
 	if ctx.Err() != nil {
 		return errors.Join(fmt.Errorf("the virtual machine was switched off: %w", context.Cause(ctx)), tail(m.log))
 	}
