@@ -608,7 +608,7 @@ func startChild(t *testing.T, dir, ref string, due <-chan struct{}) (done bool) 
 		if done = line == "pulled <nil>\n"; !done {
 			t.Errorf("the other process says %q", line)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Error("the other process is slow")
 	}
 	if err := cmd.Process.Kill(); err != nil {
