@@ -105,7 +105,7 @@ func TestMust_FS5_WorkingDirectoryIsInside(t *testing.T) {
 	t.Parallel()
 	for _, number := range []int{7, 8} {
 		t.Run(fmt.Sprint(number), func(t *testing.T) {
-			s := harness.Get(t).Create(t, harness.Spec{Settings: leapcell.Settings{StartTimeout: leapcell.Duration(5 * time.Second)}})
+			s := harness.Get(t).Create(t, harness.Spec{Settings: leapcell.Settings{StartTimeout: leapcell.Duration(harness.Stretch(5*time.Second, 30*time.Second))}})
 			s.Set(t, leapcell.Settings{
 				BuildCommand: fmt.Sprintf("cp probe /usr/local/bin/probe && chmod 755 /usr/local/bin/probe && cd / && rm -rf /app && ln -s /proc/self/fd/%d /app", number),
 				StartCommand: "exec /usr/local/bin/probe",

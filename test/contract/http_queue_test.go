@@ -17,11 +17,13 @@ import (
 func TestMust_RQ5_HeldInOrder(t *testing.T) {
 	for _, mode := range []leapcell.Mode{leapcell.Serverless, leapcell.Persistent} {
 		t.Run(string(mode), func(t *testing.T) {
+			const n = 12
+			apart := harness.Stretch(50*time.Millisecond, 500*time.Millisecond)
 			s := harness.Get(t).Probe(t, harness.Spec{
-				Settings: leapcell.Settings{Mode: mode, Concurrency: 1, MaxInstances: 1}, Env: map[string]string{"LISTEN_DELAY": "2s"},
+				Settings: leapcell.Settings{Mode: mode, Concurrency: 1, MaxInstances: 1, StartTimeout: leapcell.Duration(time.Minute)},
+				Env:      map[string]string{"LISTEN_DELAY": (n*apart + 1400*time.Millisecond).String()},
 			})
 			s.ToZero(t)
-			const n = 12
 			var want []string
 			var all sync.WaitGroup
 			for i := range n {
@@ -32,7 +34,7 @@ func TestMust_RQ5_HeldInOrder(t *testing.T) {
 						t.Errorf("visitor %d: %d %q %v", i, r.Status, r.Body, err)
 					}
 				})
-				time.Sleep(50 * time.Millisecond) // they come one after the other
+				time.Sleep(apart) // they come one after the other
 			}
 			all.Wait()
 			var got []string
@@ -46,7 +48,8 @@ func TestMust_RQ5_HeldInOrder(t *testing.T) {
 // The queue has a bound. Whoever is in it is served, whoever is not is told to come again.
 func TestMust_RQ5_QueueIsBounded(t *testing.T) {
 	s := harness.Get(t).Probe(t, harness.Spec{
-		Settings: leapcell.Settings{MaxInstances: 1, Concurrency: 10}, Env: map[string]string{"LISTEN_DELAY": "6s"},
+		Settings: leapcell.Settings{MaxInstances: 1, Concurrency: 10, StartTimeout: leapcell.Duration(time.Minute)},
+		Env:      map[string]string{"LISTEN_DELAY": harness.Stretch(6*time.Second, 45*time.Second).String()}, // all are there by then
 	})
 	s.ToZero(t)
 	const more = 60
@@ -195,7 +198,8 @@ func TestMust_RQ8_TooManyInFlight(t *testing.T) {
 	const limit, more = 1000, 50
 	var mu sync.Mutex
 	got := map[int]int{}
-	allAtOnce(t, s, limit+more, "/sleep?ms=8000", func(r harness.Reply) {
+	path := fmt.Sprintf("/sleep?ms=%d", harness.Stretch(8*time.Second, time.Minute).Milliseconds()) // all are there by then
+	allAtOnce(t, s, limit+more, path, func(r harness.Reply) {
 		mu.Lock()
 		defer mu.Unlock()
 		got[r.Status]++

@@ -51,18 +51,15 @@ func TestMust_LI1_ZeroOrMoreInstances(t *testing.T) {
 func TestMust_LI3_InFlightFinishesThenSIGTERM(t *testing.T) {
 	t.Parallel()
 	modes(t, func(t *testing.T, mode leapcell.Mode, s *harness.Service) {
-		begin := make(chan struct{})
 		var wg sync.WaitGroup
 		var r harness.Reply
 		var answered time.Time
 		alloc := s.Get(t, "/").Instance()
 		wg.Go(func() {
-			close(begin)
-			r = s.Get(t, "/sleep?ms=3000")
+			r = s.Get(t, fmt.Sprintf("/sleep?say=1&ms=%d", harness.Stretch(3*time.Second, 20*time.Second).Milliseconds()))
 			answered = time.Now()
 		})
-		<-begin
-		time.Sleep(500 * time.Millisecond) // the request is at the app by then, and stays for 2.5 s
+		harness.Eventually(t, aMinute, "the request is at the app", func() bool { return strings.Contains(allocLog(t, alloc), "probe: sleeps") })
 		s.Scale(t, 0)
 		wg.Wait()
 		if r.Status != http.StatusOK || r.Err != nil || r.Instance() != alloc {

@@ -21,18 +21,19 @@ func TestMust_RQ1_LongRequestIsEnded(t *testing.T) {
 }
 
 func checkLongRequest(t *testing.T, mode leapcell.Mode) {
+	beat := harness.Stretch(100*time.Millisecond, time.Second)
 	s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{
-		Mode: mode, MaxInstances: 1, RequestTimeout: leapcell.Duration(1500 * time.Millisecond),
+		Mode: mode, MaxInstances: 1, RequestTimeout: leapcell.Duration(15 * beat),
 	}})
 	before := instanceOf(t, s)
 	var wg sync.WaitGroup
 	var other harness.Reply
 	wg.Go(func() {
 		// Begins while the long one waits, ends after it was ended.
-		time.Sleep(700 * time.Millisecond)
-		other = s.Get(t, "/sleep?ms=1200")
+		time.Sleep(7 * beat)
+		other = s.Get(t, fmt.Sprintf("/sleep?ms=%d", (12*beat).Milliseconds()))
 	})
-	long := s.Get(t, "/sleep?ms=20000")
+	long := s.Get(t, fmt.Sprintf("/sleep?ms=%d", (200*beat).Milliseconds()))
 	wg.Wait()
 	if long.Status != http.StatusGatewayTimeout || !strings.HasPrefix(long.Body, "Request timed out after") {
 		t.Errorf("the long request got %d %q", long.Status, long.Body)

@@ -136,7 +136,7 @@ func probesComeQuickly(t *testing.T, mode leapcell.Mode) {
 func TestMust_LC5_PortNotListening(t *testing.T) {
 	t.Parallel()
 	text := leapcell.PortNotListeningText(9123)
-	settings := leapcell.Settings{Port: 9123, StartTimeout: leapcell.Duration(time.Second)}
+	settings := leapcell.Settings{Port: 9123, StartTimeout: leapcell.Duration(harness.Stretch(time.Second, 20*time.Second))}
 
 	eachMode(t, func(t *testing.T, mode leapcell.Mode) {
 		settings := settings

@@ -19,6 +19,10 @@ func Allow(d time.Duration) time.Duration {
 	return d
 }
 
+// Stretch is a time that a test chooses for something else to happen within it: where the processor
+// is emulated it is longer, and never longer than most.
+func Stretch(d, most time.Duration) time.Duration { return max(d, min(Allow(d), most)) }
+
 // Quick skips a test that takes half a minute and more, where LEAPCELL_TEST_QUICK is set, as
 // `make e2e` does. `make contract` runs them all.
 func Quick(t testing.TB) {

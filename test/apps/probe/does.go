@@ -209,6 +209,9 @@ func echo(w http.ResponseWriter, r *http.Request) {
 
 func sleep(w http.ResponseWriter, r *http.Request) {
 	begin := ticks.Load()
+	if r.FormValue("say") != "" {
+		fmt.Println("probe: sleeps")
+	}
 	time.Sleep(time.Duration(number(r, "ms")) * time.Millisecond)
 	fmt.Fprintf(w, "slept, ticks=%d\n", ticks.Load()-begin)
 }
