@@ -20,6 +20,9 @@ import (
 const (
 	// edgeSilence is how long an edge may say nothing until it is forgotten, with its load.
 	edgeSilence = 15 * time.Second
+	// edgeGreeting is how long after its start a control plane may not know every edge: they
+	// report every five seconds if nothing happens.
+	edgeGreeting = 6 * time.Second
 	// routesAge is how old the list of live deployments may get; routesPause is the least
 	// time between two readings of it.
 	routesAge   = 30 * time.Second
@@ -56,8 +59,9 @@ type Config struct {
 // Scaler sizes live deployments. Report is safe for concurrent use; Run is called while this
 // process leads, and never twice at a time.
 type Scaler struct {
-	cfg  Config
-	news chan struct{} // of one: something changed
+	cfg   Config
+	began time.Time
+	news  chan struct{} // of one: something changed
 
 	mu     sync.Mutex
 	edges  map[string]*edge
@@ -89,7 +93,7 @@ func New(cfg Config) *Scaler {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Scaler{
-		cfg: cfg, news: make(chan struct{}, 1),
+		cfg: cfg, began: time.Now(), news: make(chan struct{}, 1),
 		edges: map[string]*edge{}, heard: make(chan struct{}), counts: map[string]count{}, services: map[string]*watched{},
 	}
 }
@@ -117,26 +121,40 @@ func (s *Scaler) Report(r leapcell.EdgeReport) {
 }
 
 // AwaitRoutes waits until every edge that was heard of lately has read the routes up to
-// index.
+// index. One that was killed is waited for until it counts as silent.
 func (s *Scaler) AwaitRoutes(ctx context.Context, index uint64) error {
 	for {
-		s.mu.Lock()
-		heard, behind := s.heard, ""
-		for name, e := range s.edges {
-			if e.routes < index && time.Since(e.at) < edgeSilence {
-				behind = name
-			}
-		}
-		s.mu.Unlock()
+		heard, behind, again := s.behind(index)
 		if behind == "" {
 			return nil
 		}
+		timer := time.NewTimer(again)
 		select {
 		case <-heard:
+		case <-timer.C:
 		case <-ctx.Done():
-			return fmt.Errorf("edge %s: %w", behind, ctx.Err())
+			timer.Stop()
+			return fmt.Errorf("%s: %w", behind, ctx.Err())
+		}
+		timer.Stop()
+	}
+}
+
+// behind names an edge that has not read the routes up to index, "" when all have. The
+// answer may be another one with the next report, and after the time given.
+func (s *Scaler) behind(index uint64) (heard <-chan struct{}, behind string, again time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	again = never
+	if left := edgeGreeting - time.Since(s.began); left > 0 {
+		behind, again = "edges that did not report yet", left
+	}
+	for name, e := range s.edges {
+		if left := edgeSilence - time.Since(e.at); e.routes < index && left > 0 {
+			behind, again = "edge "+name, min(again, left)
 		}
 	}
+	return s.heard, behind, again
 }
 
 func (s *Scaler) wake() {

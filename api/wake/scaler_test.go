@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -342,8 +343,9 @@ func TestReportDoesNotBlock(t *testing.T) {
 func TestAwaitRoutesWaitsForTheSlowestEdge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := New(Config{})
-		if err := s.AwaitRoutes(t.Context(), 5); err != nil {
-			t.Errorf("without an edge: %v", err)
+		begun := time.Now()
+		if err := s.AwaitRoutes(t.Context(), 5); err != nil || time.Since(begun) != edgeGreeting {
+			t.Errorf("without an edge: %v after %s", err, time.Since(begun))
 		}
 		s.Report(leapcell.EdgeReport{Edge: "a", RoutesIndex: 5})
 		s.Report(leapcell.EdgeReport{Edge: "b", RoutesIndex: 4})
@@ -359,9 +361,35 @@ func TestAwaitRoutesWaitsForTheSlowestEdge(t *testing.T) {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
-		time.Sleep(edgeSilence)
-		if err := s.AwaitRoutes(t.Context(), 100); err != nil {
-			t.Errorf("edges that fell silent are waited for: %v", err)
+		begun = time.Now()
+		if err := s.AwaitRoutes(t.Context(), 100); err != nil || time.Since(begun) != edgeSilence {
+			t.Errorf("edges that are dead: %v after %s, want %s", err, time.Since(begun), edgeSilence)
+		}
+	})
+}
+
+// A control plane that has just taken over knows no edge, but there are some.
+func TestAwaitRoutesOfAYoungControlPlane(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New(Config{})
+		done := make(chan error, 1)
+		go func() { done <- s.AwaitRoutes(t.Context(), 5) }()
+		time.Sleep(edgeGreeting - time.Second)
+		s.Report(leapcell.EdgeReport{Edge: "a", RoutesIndex: 4})
+		time.Sleep(2 * time.Second)
+		select {
+		case err := <-done:
+			t.Errorf("edge a has not read the route, but the wait ended: %v", err)
+		default:
+		}
+		s.Report(leapcell.EdgeReport{Edge: "a", RoutesIndex: 5})
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := s.AwaitRoutes(ctx, 6); err == nil || !strings.Contains(err.Error(), "edge a") {
+			t.Errorf("an edge that stays behind: %v", err)
 		}
 	})
 }

@@ -20,6 +20,7 @@ import (
 // environment: --nomad-addr is LEAPCELL_NOMAD_ADDR. The flag wins.
 type Config struct {
 	DataDir     string
+	Standby     bool
 	Listen      string
 	AdminListen string
 
@@ -71,6 +72,7 @@ func (c *Config) flags(out io.Writer) *flag.FlagSet {
 	f := flag.NewFlagSet("leapcelld", flag.ContinueOnError)
 	f.SetOutput(out)
 	f.StringVar(&c.DataDir, "data-dir", c.DataDir, "folder for the store, the registry, uploads and logs")
+	f.BoolVar(&c.Standby, "standby", c.Standby, "wait while another leapcelld works in the data folder, and take over when it ends; both have the same settings")
 	f.StringVar(&c.Listen, "listen", c.Listen, "address of the API")
 	f.StringVar(&c.AdminListen, "admin-listen", c.AdminListen, "address for /metrics, such as 127.0.0.1:8402; it asks for no token (default off)")
 	f.IntVar(&c.MetricsServices, "metrics-services", c.MetricsServices, "services with a label of their own in /metrics; the others share one")

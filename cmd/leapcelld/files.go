@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -15,9 +16,10 @@ import (
 	"github.com/leapcell/leapcell/api/store"
 )
 
-// lockDataDir makes the data folder and keeps a second leapcelld out of it. The lock goes
-// with the process, however that ends.
-func lockDataDir(dir string) (unlock func(), err error) {
+// lockDataDir makes the data folder and keeps a second leapcelld out of it: it is an error
+// there, or with standby it waits until the folder is free. The lock goes with the process,
+// however that ends.
+func lockDataDir(ctx context.Context, dir string, standby bool, log *slog.Logger) (unlock func(), err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("--data-dir: %w", err)
 	}
@@ -25,11 +27,39 @@ func lockDataDir(dir string) (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("--data-dir: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) && standby {
+		log.Info("standing by: another leapcelld works in the data folder", "dir", dir)
+		return waitForLock(ctx, f)
+	}
+	if err != nil {
 		_ = f.Close()
-		return nil, fmt.Errorf("--data-dir %s: another leapcelld works in it", dir)
+		return nil, fmt.Errorf("--data-dir %s: another leapcelld works in it (--standby waits for it to end)", dir)
 	}
 	return func() { _ = f.Close() }, nil
+}
+
+// waitForLock waits in the kernel: the lock is ours in the moment in which its holder dies.
+func waitForLock(ctx context.Context, f *os.File) (unlock func(), err error) {
+	got := make(chan error, 1)
+	go func() {
+		var err error = unix.EINTR
+		for errors.Is(err, unix.EINTR) {
+			err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		}
+		got <- err
+	}()
+	select {
+	case err := <-got:
+		if err != nil {
+			_ = f.Close()
+			return nil, fmt.Errorf("--data-dir: waiting for the lock: %w", err)
+		}
+		return func() { _ = f.Close() }, nil
+	case <-ctx.Done():
+		go func() { <-got; _ = f.Close() }() // the system call cannot be called back
+		return nil, ctx.Err()
+	}
 }
 
 // readToken reads the token in a file; without a file there is none.

@@ -43,7 +43,10 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	}
 	log := slog.New(slog.NewJSONHandler(stdout, &slog.HandlerOptions{Level: cfg.LogLevel}))
 
-	unlock, err := lockDataDir(cfg.DataDir)
+	unlock, err := lockDataDir(ctx, cfg.DataDir, cfg.Standby, log)
+	if errors.Is(err, context.Canceled) {
+		return nil // ended while it stood by
+	}
 	if err != nil {
 		return err
 	}

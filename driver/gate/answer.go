@@ -52,6 +52,7 @@ func (g *Gate) refuse(w http.ResponseWriter, r *refusal) {
 	h[leapcell.HeaderInstance] = g.header
 	if r.gone {
 		h.Set(leapcell.HeaderGone, "1")
+		h["Connection"] = closing
 	}
 	if r.retry {
 		h.Set("Retry-After", "1")

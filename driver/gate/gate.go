@@ -129,10 +129,12 @@ type Gate struct {
 	lanes    *lanes
 	left     atomic.Bool   // the instance is in another gate's hands, see Leave
 	conns    atomic.Int64  // open connections
+	alone    chan struct{} // of one: the last connection was closed
 	over     chan struct{} // closed when left and nothing is open any more
 
 	started chan struct{} // closed on leaving Starting
 	idle    chan struct{} // closed when draining or failed and nothing is in flight
+	drained bool          // Drain was called
 
 	mu        sync.Mutex // everything below; never held while a request is in the app
 	state     State
@@ -168,6 +170,7 @@ func New(cfg Config) *Gate {
 		over:     make(chan struct{}),
 		started:  make(chan struct{}),
 		idle:     make(chan struct{}),
+		alone:    make(chan struct{}, 1),
 		cancel:   func() {},
 	}
 	g.timer = time.AfterFunc(time.Hour, g.suspend)
@@ -290,8 +293,9 @@ func (g *Gate) Drain(ctx context.Context) error {
 		g.thaw() // whoever drains is about to signal the app
 		g.enterState(Draining)
 	}
+	g.drained = true
 	g.mu.Unlock()
-	g.server.SetKeepAlivesEnabled(false)
+	// Idle connections stay: a request may be on its way over one of them, and would be lost.
 	select {
 	case <-g.idle:
 		return nil
@@ -301,13 +305,18 @@ func (g *Gate) Drain(ctx context.Context) error {
 }
 
 // Close stops listening and ends what is left, after giving answers that are being
-// written until ctx is done. It returns when nothing of the gate runs any more.
+// written until ctx is done. It returns when nothing of the gate runs any more. After a
+// drain it leaves it to the edges to close their connections, for a moment.
 func (g *Gate) Close(ctx context.Context) {
 	g.mu.Lock()
 	if g.state == Starting || g.state == Ready {
 		g.enterState(Draining)
 	}
+	drained := g.drained
 	g.mu.Unlock()
+	if drained {
+		g.awaitGoodbyes(ctx)
+	}
 	g.awaitLanes(ctx)
 	if g.server.Shutdown(ctx) != nil {
 		_ = g.server.Close()
@@ -319,6 +328,25 @@ func (g *Gate) Close(ctx context.Context) {
 	g.state = Stopped
 	g.timer.Stop()
 	g.mu.Unlock()
+}
+
+// goodbye is how long edges get to close their connections to an instance that stops. They
+// hear of it by Nomad's event stream within milliseconds, or by the answer to a request.
+const goodbye = 2 * time.Second
+
+// awaitGoodbyes waits until no connection is left.
+func (g *Gate) awaitGoodbyes(ctx context.Context) {
+	timer := time.NewTimer(goodbye)
+	defer timer.Stop()
+	for g.conns.Load() > 0 {
+		select {
+		case <-g.alone:
+		case <-timer.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // Started is closed when the gate left Starting: Status then says where to.

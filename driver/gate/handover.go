@@ -157,7 +157,14 @@ func (g *Gate) connState(conn net.Conn, s http.ConnState) {
 	case http.StateNew:
 		g.conns.Add(1)
 	case http.StateClosed, http.StateHijacked:
-		if g.conns.Add(-1) == 0 && g.left.Load() {
+		if g.conns.Add(-1) > 0 {
+			return
+		}
+		select {
+		case g.alone <- struct{}{}:
+		default:
+		}
+		if g.left.Load() {
 			g.mu.Lock()
 			defer g.mu.Unlock()
 			g.checkOver()

@@ -718,3 +718,31 @@ func TestRQ7_NamesThatLookAlike(t *testing.T) {
 		t.Errorf("the app got %v", got)
 	}
 }
+
+// TestLI3_KeptConnectionsOutliveTheDrain: a request that is on its way over a kept connection
+// when the instance is told to stop is answered, and goes elsewhere; it is not lost.
+func TestLI3_KeptConnectionsOutliveTheDrain(t *testing.T) {
+	x := newWire(t, Config{}, nil)
+	during, after := x.connect(), x.connect()
+	for _, v := range []*visitor{during, after} {
+		v.say(head("GET / HTTP/1.1", "Host: a"))
+		v.want(200, "/")
+	}
+	if err := x.gate.Drain(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	gone := func(v *visitor) {
+		v.say(head("GET / HTTP/1.1", "Host: a"))
+		res, _, err := v.hear("GET")
+		if err != nil || res.StatusCode != 503 || res.Header.Get(leapcell.HeaderGone) != "1" || !res.Close {
+			t.Errorf("got %+v, %v", res, err)
+		}
+	}
+	gone(during)
+	closed := make(chan struct{})
+	go func() { x.gate.Close(context.Background()); close(closed) }()
+	gone(after)
+	during.Close()
+	after.Close()
+	<-closed // and does not wait for long when nobody is connected
+}

@@ -15,13 +15,11 @@ const crowd = 200
 
 // burst wakes many services at the same moment, and one service for many visitors.
 func burst(s *session, c config) ([]result, error) {
-	services := make([]*harness.Service, c.services)
-	for i := range services {
-		services[i] = s.p.Probe(s, harness.Spec{})
-		if i%10 == 9 {
-			s.Logf("%d of %d services deployed", i+1, c.services)
-		}
+	services, err := s.probes(c.services, func(int) harness.Spec { return harness.Spec{} })
+	if err != nil {
+		return nil, err
 	}
+	s.Logf("%d services are deployed", c.services)
 	var out []result
 	for _, n := range []int{1, 5, 25, 100} {
 		if n > c.services {

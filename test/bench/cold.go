@@ -2,43 +2,56 @@ package main
 
 import (
 	"fmt"
+	"net/http"
+	"slices"
+	"time"
 
+	nomad "github.com/hashicorp/nomad/api"
+
+	"github.com/leapcell/leapcell"
 	"github.com/leapcell/leapcell/test/harness"
 )
 
 // phases of a cold start, as Server-Timing names them.
 var phases = []string{"queue", "schedule", "sandbox", "app", "proxy"}
 
+// sleeper is an app that can be sent to sleep and woken, beside the same app alone.
+type sleeper struct {
+	name    string
+	job     string
+	host    string
+	alone   *bare
+	samples sums
+}
+
 // cold compares a start from zero allocations, through the edge to the last byte, with the
 // start of the same app in the same image without a platform.
 func cold(s *session, c config) ([]result, error) {
-	services := make([]*harness.Service, len(c.runtimes))
-	spawners := make([]*bare, len(c.runtimes))
-	for i, name := range c.runtimes {
-		services[i] = s.deploy(name)
-		s.visit(services[i])
-		spawners[i] = newBare(s, services[i])
-	}
-	samples := make([]sums, len(c.runtimes))
-	for n := range c.n + 2 { // the first two fill caches
-		for i, service := range services {
-			service.ToZero(s)
-			took, reply := s.visit(service)
-			alone, err := spawners[i].spawn(s.ctx)
+	var sleepers []*sleeper
+	for _, name := range c.runtimes {
+		service := s.deploy(name)
+		s.visit(service)
+		alone := newBare(s, service)
+		if len(c.launchers) < 2 {
+			sleepers = append(sleepers, &sleeper{name: name, job: service.Live, host: service.Host, alone: alone})
+			continue
+		}
+		for i, launcher := range c.launchers {
+			x, err := onLauncher(s, service, launcher, i)
 			if err != nil {
-				return nil, fmt.Errorf("%s without a platform: %w", c.runtimes[i], err)
+				return nil, err
 			}
-			if n < 2 {
-				samples[i] = sums{}
-				continue
+			x.name, x.alone = name+" "+launcher, alone
+			sleepers = append(sleepers, x)
+		}
+	}
+	for n := range c.n + 2 { // the first two fill caches
+		for _, x := range sleepers {
+			if n == 2 {
+				x.samples = sums{}
 			}
-			samples[i].add("cold", took)
-			samples[i].add("bare", alone)
-			seen := timing(reply.Header.Get("Server-Timing"))
-			for _, phase := range phases {
-				if d, ok := seen[phase]; ok {
-					samples[i].add(phase, d)
-				}
+			if err := x.round(s); err != nil {
+				return nil, fmt.Errorf("%s: %w", x.name, err)
 			}
 		}
 		if n%10 == 9 {
@@ -46,11 +59,84 @@ func cold(s *session, c config) ([]result, error) {
 		}
 	}
 	var out []result
-	for i, name := range c.runtimes {
-		f := samples[i].summaries()
-		out = append(out, result{Runtime: name, Figures: f, Ratio: f["cold"].P50 / f["bare"].P50, Added: f["cold"].P50 - f["bare"].P50})
+	for _, x := range sleepers {
+		f := x.samples.summaries()
+		out = append(out, result{Runtime: x.name, Figures: f, Ratio: f["cold"].P50 / f["bare"].P50, Added: f["cold"].P50 - f["bare"].P50})
 	}
 	return out, nil
+}
+
+// onLauncher makes a copy of a service that runs on a node with that OCI runtime alone: on
+// the platform's own, or on one that is brought up for it.
+func onLauncher(s *session, service *harness.Service, launcher string, i int) (*sleeper, error) {
+	if i == 0 && s.p.Config.Runtime != launcher {
+		return nil, fmt.Errorf("the platform's OCI runtime is %s, not %s", s.p.Config.Runtime, launcher)
+	}
+	if s.nodes == nil {
+		nodes, _, err := s.p.Nomad.Nodes().List((&nomad.QueryOptions{}).WithContext(s.ctx))
+		if err != nil || len(nodes) != 1 {
+			return nil, fmt.Errorf("%d nodes, not one: %w", len(nodes), err)
+		}
+		s.nodes = map[string]string{launcher: nodes[0].ID}
+	}
+	if s.nodes[launcher] == "" {
+		s.nodes[launcher] = s.p.SecondNode(s, launcher)
+	}
+	job, _, err := s.p.Nomad.Jobs().Info(service.Live, nil)
+	if err != nil {
+		return nil, err
+	}
+	id := service.Name + "-" + launcher
+	copied, route := copyOf(service, job, id, s.p.Config.Domain)
+	copied.Constraints = append(copied.Constraints, nomad.NewConstraint("${node.unique.id}", "=", s.nodes[launcher]))
+	if err := s.register(s.ctx, copied, route); err != nil {
+		return nil, err
+	}
+	return &sleeper{job: id, host: route.Hosts[0]}, s.known(s.ctx, route.Hosts[0])
+}
+
+// round is one start with the platform, and one without.
+func (x *sleeper) round(s *session) error {
+	if err := x.zero(s); err != nil {
+		return err
+	}
+	begin := time.Now()
+	reply, err := (&harness.Service{Service: leapcell.Service{Host: x.host}}).Visit(s.ctx, s.p.HTTP, "/")
+	took := time.Since(begin)
+	if err != nil || reply.Status != http.StatusOK || reply.Err != nil {
+		return fmt.Errorf("answered %d %.200q %v %w", reply.Status, reply.Body, reply.Err, err)
+	}
+	alone, err := x.alone.spawn(s.ctx)
+	if err != nil {
+		return fmt.Errorf("without a platform: %w", err)
+	}
+	if x.samples == nil {
+		x.samples = sums{}
+	}
+	x.samples.add("cold", took)
+	x.samples.add("bare", alone)
+	seen := timing(reply.Header.Get("Server-Timing"))
+	for _, phase := range phases {
+		if d, ok := seen[phase]; ok {
+			x.samples.add(phase, d)
+		}
+	}
+	return nil
+}
+
+// zero takes all instances away and waits until they are gone.
+func (x *sleeper) zero(s *session) error {
+	_, _, err := s.p.Nomad.Jobs().Scale(x.job, leapcell.Group, new(0), "bench", false, nil, (&nomad.WriteOptions{}).WithContext(s.ctx))
+	if err != nil {
+		return err
+	}
+	harness.Eventually(s, 40*time.Second, "no instance is left", func() bool {
+		allocs, _, err := s.p.Nomad.Jobs().Allocations(x.job, true, (&nomad.QueryOptions{}).WithContext(s.ctx))
+		return err == nil && !slices.ContainsFunc(allocs, func(a *nomad.AllocationListStub) bool {
+			return a.ClientStatus == nomad.AllocClientStatusPending || a.ClientStatus == nomad.AllocClientStatusRunning
+		})
+	})
+	return nil
 }
 
 // resume compares a request to a suspended instance with one to a warm one.

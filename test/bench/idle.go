@@ -13,15 +13,12 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/leapcell/leapcell"
-	"github.com/leapcell/leapcell/internal/platform"
 	"github.com/leapcell/leapcell/test/harness"
 )
 
 const (
-	// idleWindow is how long processes are watched for the CPU time they use.
-	idleWindow = 30 * time.Second
 	// idleMemoryMB is the smallest size. Nomad must believe that there is room for all of
-	// them, see idlePlatform; what they really use is measured.
+	// them, see upArgs; what they really use is measured.
 	idleMemoryMB = leapcell.MinMemoryMB
 	// idlePort is the first of the gates': more than the platform's own range has.
 	idlePort = 12000
@@ -37,89 +34,78 @@ func idle(s *session, c config) ([]result, error) {
 	job, _, err := s.p.Nomad.Jobs().Info(service.Live, nil)
 	must(s, err)
 	names := []string{"supervisor", "plugin", "Nomad agent", "leapcelld", "edge"}
-	time.Sleep(idleWindow / 3) // what the deployment began comes to rest
-	levels := []state{look(s, service, names)}
+	time.Sleep(c.window / 4) // what the deployment began comes to rest
+	levels := []state{look(s, service, names, c.window)}
 	counts := []int{0}
 	var out []result
 	up := 0
-	for _, n := range []int{1, 100, 500} {
+	for _, n := range []int{1, 100, 500, 1000} {
 		if n > c.idle {
 			break
 		}
+		began := time.Now()
 		if err := wakeCopies(s, service, job, up, n); err != nil {
 			return nil, err
 		}
 		up = n
 		harness.Eventually(s, 2*time.Minute, "all are suspended", func() bool { return suspended(service) == n })
-		now := look(s, service, names)
+		s.Logf("%d services are suspended after %s", n, time.Since(began).Round(time.Second))
+		time.Sleep(c.window / 4) // what their starts began comes to rest
+		now := look(s, service, names, c.window)
 		levels, counts = append(levels, now), append(counts, n)
 		out = append(out, result{Runtime: fmt.Sprintf("%d suspended", n), Other: now.beside(levels[0], n)})
-		s.Logf("%d of %d suspended services measured", n, c.idle)
 	}
 	printIdle(names, counts, levels)
+	s.chart = idleChart(names, counts, levels)
 	return out, nil
+}
+
+// idleChart shows what each part uses for one more suspended service.
+func idleChart(names []string, counts []int, levels []state) *chart {
+	c := &chart{title: "idle: memory for one suspended service", x: "KiB a service"}
+	c.groups = append(c.groups, names...)
+	for i, st := range levels[1:] {
+		bars := set{name: fmt.Sprintf("of %d", counts[i+1])}
+		for _, name := range names {
+			bars.values = append(bars.values, max(0, float64(st.pss[name]-levels[0].pss[name])/1024/float64(counts[i+1])))
+		}
+		c.sets = append(c.sets, bars)
+	}
+	return c
 }
 
 // wakeCopies registers the copies from..to of a service's job and visits each once.
 func wakeCopies(s *session, service *harness.Service, job *nomad.Job, from, to int) error {
-	group, ctx := errgroup.WithContext(s.ctx)
-	group.SetLimit(8)
+	work, ctx := errgroup.WithContext(s.ctx)
+	work.SetLimit(8)
 	port := idlePort + from
-	for i := from; i < to; i++ {
+	for i := from; i < to && ctx.Err() == nil; i++ {
 		if port = free(port); port == 0 {
 			return fmt.Errorf("no port is free for the gate of copy %d", i)
 		}
-		copied, route := copyOf(service, job, i, port, s.p.Config.Domain)
+		copied, route := copyOf(service, job, fmt.Sprintf("%s-idle-%d", service.Name, i), s.p.Config.Domain)
+		group := copied.TaskGroups[0]
+		group.Networks = []*nomad.NetworkResource{{ReservedPorts: []nomad.Port{{Label: leapcell.PortLabel, Value: port}}}}
+		group.EphemeralDisk = &nomad.EphemeralDisk{SizeMB: new(25)} // more than its logs
+		group.Tasks[0].Resources = &nomad.Resources{CPU: new(1), MemoryMB: new(idleMemoryMB)}
 		port++
-		if _, _, err := s.p.Nomad.Jobs().Register(copied, (&nomad.WriteOptions{}).WithContext(ctx)); err != nil {
+		if err := s.register(ctx, copied, route); err != nil {
 			return err
 		}
-		s.Cleanup(func() { _, _, _ = s.p.Nomad.Jobs().Deregister(*copied.ID, true, nil) })
-		must(s, put(s, route))
-		group.Go(func() error {
-			for begin := time.Now(); ; time.Sleep(20 * time.Millisecond) { // until the edge has read the route
-				status := ask(s, route.Hosts[0])
-				if status == 200 {
-					return nil
-				}
-				if ctx.Err() != nil || time.Since(begin) > time.Minute {
-					return fmt.Errorf("%s answers %d", route.Hosts[0], status)
-				}
-			}
-		})
+		work.Go(func() error { return s.known(ctx, route.Hosts[0]) })
 	}
-	return group.Wait()
+	return work.Wait()
 }
 
 // free is the first port from p on that nobody listens on; 0 when there is none.
 func free(p int) int {
-	for ; p < idlePort+2000; p++ {
+	for ; p < idlePort+3000; p++ {
 		if l, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(p)); err == nil {
 			l.Close()
 			return p
 		}
 	}
 	return 0
-}
-
-// copyOf is the job under another name, with no instance yet, and the route to it.
-func copyOf(service *harness.Service, job *nomad.Job, i, port int, domain string) (*nomad.Job, leapcell.Route) {
-	id := fmt.Sprintf("%s-idle-%d", service.Name, i)
-	j := *job
-	j.ID, j.Name, j.Version, j.Meta = &id, &id, nil, nil
-	g := *job.TaskGroups[0]
-	g.Count = new(int)
-	g.EphemeralDisk = &nomad.EphemeralDisk{SizeMB: new(25)} // more than its logs
-	g.Networks = []*nomad.NetworkResource{{ReservedPorts: []nomad.Port{{Label: leapcell.PortLabel, Value: port}}}}
-	task := *g.Tasks[0]
-	task.Resources = &nomad.Resources{CPU: new(1), MemoryMB: new(idleMemoryMB)}
-	g.Tasks = []*nomad.Task{&task}
-	j.TaskGroups = []*nomad.TaskGroup{&g}
-	return &j, leapcell.Route{
-		ServiceID: id, Service: id, Hosts: []string{id + "." + domain}, Namespace: platform.Namespace, Deployment: id,
-		Mode: leapcell.Serverless, Concurrency: 50, MinInstances: 1, MaxInstances: 1, MaxInFlight: 100,
-		StartTimeout: leapcell.Duration(time.Minute), DormantAfter: leapcell.Duration(time.Hour),
-	}
 }
 
 // apps are the processes of the copies.
@@ -138,14 +124,15 @@ func suspended(service *harness.Service) (n int) {
 
 // state is what the parts of the platform use at a moment, and over a window from there.
 type state struct {
-	pss  map[string]int64 // bytes
-	cpu  map[string]time.Duration
-	apps int64 // bytes of the apps, all together
-	rest int64 // bytes that the machine has available
+	pss    map[string]int64 // bytes
+	cpu    map[string]time.Duration
+	window time.Duration // of cpu
+	apps   int64         // bytes of the apps, all together
+	rest   int64         // bytes that the machine has available
 }
 
 // look measures memory, then CPU time.
-func look(s *session, service *harness.Service, names []string) state {
+func look(s *session, service *harness.Service, names []string, window time.Duration) state {
 	pids := map[string]int{}
 	for name, part := range map[string][2]string{
 		"supervisor": {"nomad-driver-leapcell", "supervisor"}, "plugin": {"nomad-driver-leapcell", ""},
@@ -157,7 +144,7 @@ func look(s *session, service *harness.Service, names []string) state {
 		}
 		pids[name] = found[0].PID
 	}
-	st := state{pss: map[string]int64{}, cpu: map[string]time.Duration{}, rest: available(s)}
+	st := state{pss: map[string]int64{}, cpu: map[string]time.Duration{}, window: window, rest: available(s)}
 	for _, p := range apps(service) {
 		st.apps += pss(s, p.PID)
 	}
@@ -166,7 +153,7 @@ func look(s *session, service *harness.Service, names []string) state {
 		st.pss[name] = pss(s, pids[name])
 		before[name] = cpuTime(s, pids[name])
 	}
-	time.Sleep(idleWindow)
+	time.Sleep(window)
 	for _, name := range names {
 		st.cpu[name] = cpuTime(s, pids[name]) - before[name]
 	}
@@ -205,7 +192,7 @@ func (st state) beside(zero state, n int) map[string]float64 {
 	}
 	for name, bytes := range st.pss {
 		out[name+", KiB a service"] = float64(bytes-zero.pss[name]) / 1024 / float64(n)
-		out[name+", µs of CPU a second and service"] = float64((st.cpu[name] - zero.cpu[name]).Microseconds()) / idleWindow.Seconds() / float64(n)
+		out[name+", µs of CPU a second and service"] = float64((st.cpu[name] - zero.cpu[name]).Microseconds()) / st.window.Seconds() / float64(n)
 	}
 	return out
 }
@@ -221,7 +208,7 @@ func printIdle(names []string, counts []int, levels []state) {
 	for i, st := range levels {
 		fmt.Fprintf(w, "%d\t", counts[i])
 		for _, name := range names {
-			fmt.Fprintf(w, "%.1f\t%.2f\t", float64(st.pss[name])/(1<<20), 100*st.cpu[name].Seconds()/idleWindow.Seconds())
+			fmt.Fprintf(w, "%.1f\t%.2f\t", float64(st.pss[name])/(1<<20), 100*st.cpu[name].Seconds()/st.window.Seconds())
 		}
 		fmt.Fprintf(w, "%.1f\t%d\t\n", float64(st.apps)/(1<<20), st.rest>>20)
 	}

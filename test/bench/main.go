@@ -1,13 +1,14 @@
-// Bench measures a platform and prints what it found; it asserts nothing but that every
-// answer is a 200.
+// Bench measures a platform, prints what it found, and writes it to docs/benchmarks as a
+// table, JSON and a picture; it asserts nothing but that every answer is what was asked for.
 //
+//	go run ./test/bench                                  all of them, small
+//	go run ./test/bench -bench full                      all of them
 //	go run ./test/bench -bench cold -n 50 -runtimes go,node,python,rust
-//	go run ./test/bench -bench resume -n 100 -runtimes go
-//	go run ./test/bench -bench warm
-//	go run ./test/bench -bench burst -services 25
-//	go run ./test/bench -bench routes -routes 10000 -n 20
+//	go run ./test/bench -bench cold -launchers runc,leapcell
+//	go run ./test/bench -bench burst -services 100
+//	go run ./test/bench -bench idle -idle 1000
 //	go run ./test/bench -bench mixed -for 10m
-//	go run ./test/bench -bench idle -idle 500
+//	go run ./test/bench -bench chaos -for 5m -seed 42
 //
 // It uses the platform that LEAPCELL_TEST_STATE names, else one of its own. What is compared
 // is interleaved, because the speed of a machine drifts.
@@ -15,150 +16,180 @@ package main
 
 import (
 	"context"
-	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"maps"
+	"math/rand/v2"
 	"os"
 	"os/signal"
-	"runtime"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
-	"text/tabwriter"
 	"time"
 
 	"github.com/leapcell/leapcell/test/harness"
 )
 
+// config is how large a benchmark is.
 type config struct {
-	bench    string
-	n        int
-	runtimes []string
-	json     string
-	services int
-	routes   int
-	last     time.Duration
-	idle     int
-}
-
-// report is what a benchmark found, for people and for programs.
-type report struct {
-	Bench   string    `json:"bench"`
-	At      time.Time `json:"at"`
-	CPUs    int       `json:"cpus"`
-	Samples int       `json:"samples"`
-	Results []result  `json:"results"`
-}
-
-type result struct {
-	Runtime string             `json:"runtime"`
-	Figures map[string]summary `json:"figures"` // milliseconds
-	Ratio   float64            `json:"ratio,omitempty"`
-	Added   float64            `json:"added,omitempty"` // difference of the medians
-	Other   map[string]float64 `json:"other,omitempty"` // with the unit in its name
+	n         int
+	runtimes  []string
+	launchers []string
+	services  int
+	routes    int
+	idle      int
+	window    time.Duration
+	mixed     int
+	last      time.Duration
 }
 
 // benches are the benchmarks by name.
 var benches = map[string]func(*session, config) ([]result, error){
-	"cold": cold, "resume": resume, "warm": warm, "burst": burst, "routes": routes, "mixed": mixed, "idle": idle,
+	"cold": cold, "resume": resume, "warm": warm, "burst": burst, "routes": routes, "mixed": mixed, "idle": idle, "chaos": chaos,
+}
+
+// whole is what one benchmark does when it is asked for by its name.
+func whole() config {
+	return config{n: 50, runtimes: []string{"go", "node", "python", "rust"}, services: 25, routes: 10000, idle: 500, window: time.Minute, mixed: 10, last: 10 * time.Minute}
+}
+
+// turn is one benchmark of a suite.
+type turn struct {
+	bench  string
+	change func(*config)
+}
+
+// suites are several benchmarks on one platform: quick in three minutes, full in thirty.
+var suites = map[string][]turn{
+	"quick": {
+		{"cold", func(c *config) { c.n, c.runtimes = 5, []string{"go"} }},
+		{"resume", func(c *config) { c.n, c.runtimes = 20, []string{"go"} }},
+		{"burst", func(c *config) { c.n, c.services = 3, 5 }},
+		{"routes", func(c *config) { c.n, c.routes = 3, 1500 }},
+		{"idle", func(c *config) { c.idle, c.window = 1, 5*time.Second }},
+		{"mixed", func(c *config) { c.mixed, c.last = 4, 24*time.Second }},
+		{"chaos", func(c *config) { c.last = 30 * time.Second }},
+	},
+	"full": {
+		{"cold", func(*config) {}},
+		{"resume", func(c *config) { c.n, c.runtimes = 100, []string{"go"} }},
+		{"warm", func(*config) {}},
+		{"burst", func(*config) {}},
+		{"routes", func(c *config) { c.n = 20 }},
+		{"idle", func(*config) {}},
+		{"mixed", func(c *config) { c.last = 3 * time.Minute }},
+		{"chaos", func(c *config) { c.last = 2 * time.Minute }},
+	},
 }
 
 func main() {
-	var c config
-	var runtimes string
-	flag.StringVar(&c.bench, "bench", "cold", strings.Join(slices.Sorted(maps.Keys(benches)), ", "))
-	flag.IntVar(&c.n, "n", 50, "samples per runtime")
-	flag.StringVar(&runtimes, "runtimes", "go,node,python,rust", "samples of the folder examples")
-	flag.StringVar(&c.json, "json", "", "file to write the report to")
-	flag.IntVar(&c.services, "services", 25, "burst: services, at most 100 are woken at once")
-	flag.IntVar(&c.routes, "routes", 10000, "routes: how many in the end")
-	flag.DurationVar(&c.last, "for", 10*time.Minute, "mixed: how long")
-	flag.IntVar(&c.idle, "idle", 500, "idle: suspended services in the end")
+	c := whole()
+	var bench, runtimes, launchers, out, launcher string
+	seed := rand.Uint64N(1 << 32)
+	names := append(slices.Sorted(maps.Keys(benches)), slices.Sorted(maps.Keys(suites))...)
+	flag.StringVar(&bench, "bench", "quick", strings.Join(names, ", "))
+	flag.IntVar(&c.n, "n", c.n, "samples per runtime")
+	flag.StringVar(&runtimes, "runtimes", strings.Join(c.runtimes, ","), "cold, resume: samples of the folder examples")
+	flag.StringVar(&launchers, "launchers", "", "cold: OCI runtimes to compare, each on a node of its own (default that of the platform)")
+	flag.StringVar(&launcher, "runtime", "", "OCI runtime of the platform (default runc)")
+	flag.StringVar(&out, "out", "", "folder for the reports (default docs/benchmarks; quick: docs/benchmarks/quick)")
+	flag.IntVar(&c.services, "services", c.services, "burst: services, at most 100 are woken at once")
+	flag.IntVar(&c.routes, "routes", c.routes, "routes: how many in the end")
+	flag.DurationVar(&c.last, "for", c.last, "mixed, chaos: how long")
+	flag.IntVar(&c.idle, "idle", c.idle, "idle: suspended services in the end")
+	flag.DurationVar(&c.window, "window", c.window, "idle: how long CPU time is watched")
+	flag.Uint64Var(&seed, "seed", seed, "mixed, chaos: what happens at random (default one that is printed)")
 	plain := flag.String("plain", "", "serve Traefik without an edge at LISTEN=TARGET; for this program's own use")
 	flag.Parse()
-	c.runtimes = strings.Split(runtimes, ",")
+	c.runtimes, c.launchers = list(runtimes), list(launchers)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	var err error
 	if *plain != "" {
-		if err := servePlain(ctx, *plain); err != nil {
-			fmt.Fprintln(os.Stderr, "bench:", err)
-			os.Exit(1)
-		}
-		return
+		err = servePlain(ctx, *plain)
+	} else {
+		err = run(ctx, bench, c, seed, launcher, out, os.Stdout)
 	}
-	if err := run(ctx, c, os.Stdout); err != nil {
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, c config, out io.Writer) (err error) {
-	measure, ok := benches[c.bench]
-	if !ok {
-		return fmt.Errorf("there is no benchmark %q: %s", c.bench, strings.Join(slices.Sorted(maps.Keys(benches)), ", "))
+func list(text string) []string {
+	return strings.FieldsFunc(text, func(r rune) bool { return r == ',' })
+}
+
+func run(ctx context.Context, bench string, c config, seed uint64, launcher, out string, stdout io.Writer) (err error) {
+	turns, suite := suites[bench]
+	if !suite {
+		if benches[bench] == nil {
+			return fmt.Errorf("there is no benchmark %q", bench)
+		}
+		turns = []turn{{bench, func(*config) {}}}
 	}
-	// Suspended services use little of what they may: Nomad is told of room for all of them.
-	p, release, err := harness.Acquire(ctx, "--set", "nomad-client.memory_total_compute=200000")
+	p, release, err := harness.Acquire(ctx, upArgs(c, launcher)...)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if e := release(); err == nil {
-			err = e
+	defer func() { err = errors.Join(err, release()) }()
+	if out == "" {
+		out = filepath.Join(p.Root, "docs", "benchmarks")
+		if bench == "quick" {
+			out = filepath.Join(out, "quick")
 		}
-	}()
-	r := report{Bench: c.bench, At: time.Now(), CPUs: runtime.NumCPU(), Samples: c.n}
-	if err := inSession(ctx, p, func(s *session) (err error) {
-		r.Results, err = measure(s, c)
-		return err
-	}); err != nil {
-		return err
 	}
-	r.print(out)
-	if c.json == "" {
-		return nil
+	begin := time.Now()
+	for _, t := range turns {
+		size := c
+		if suite {
+			size = whole()
+			t.change(&size)
+		}
+		err = errors.Join(err, one(ctx, p, t.bench, size, seed, out, stdout))
+		if ctx.Err() != nil {
+			break
+		}
 	}
-	b, err := json.MarshalIndent(r, "", "  ")
+	fmt.Fprintf(stdout, "\n%s took %s; reports are in %s\n", bench, time.Since(begin).Round(time.Second), out)
+	return err
+}
+
+// upArgs are the settings of a platform to measure. Suspended services use little of what
+// they may: Nomad is told of room for all of them.
+func upArgs(c config, launcher string) []string {
+	args := []string{"--set", "nomad-client.memory_total_mb=400000", "--set", "nomad-client.cpu_total_compute=1000000", "--set", "leapcelld.standby=true"}
+	if launcher != "" {
+		args = append(args, "--runtime", launcher)
+	} else if len(c.launchers) > 0 {
+		args = append(args, "--runtime", c.launchers[0])
+	}
+	return args
+}
+
+// one runs one benchmark and reports.
+func one(ctx context.Context, p *harness.Platform, bench string, c config, seed uint64, out string, stdout io.Writer) error {
+	fmt.Fprintf(os.Stderr, "bench: %s (seed %d)\n", bench, seed)
+	r := report{Bench: bench, At: time.Now(), Machine: thisMachine(p), Samples: c.n}
+	if bench == "mixed" || bench == "chaos" {
+		r.Seed = seed
+	}
+	s, err := inSession(ctx, p, seed, func(s *session) (err error) {
+		r.Results, err = benches[bench](s, c)
+		r.Took = time.Since(r.At).Round(time.Second).String()
+		return err
+	})
+	r.Notes, r.chart = s.notes, s.chart
 	if err != nil {
-		return err
+		r.Failed = err.Error()
+		err = fmt.Errorf("%s: %w", bench, err)
 	}
-	return os.WriteFile(c.json, append(b, '\n'), 0o644)
-}
-
-func (r report) print(out io.Writer) {
-	fmt.Fprintf(out, "%s, %d samples a runtime, interleaved, %d cores; milliseconds\n", r.Bench, r.Samples, r.CPUs)
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "runtime\twhat\tp50\tp90\tp99\tmax\t")
-	for _, res := range r.Results {
-		for _, name := range order(res.Figures) {
-			if f, ok := res.Figures[name]; ok {
-				fmt.Fprintf(w, "%s\t%s\t%.2f\t%.2f\t%.2f\t%.2f\t\n", res.Runtime, name, f.P50, f.P90, f.P99, f.Max)
-			}
-		}
-		if res.Ratio > 0 {
-			fmt.Fprintf(w, "%s\tratio\t%.2f\t\t\t\t\n", res.Runtime, res.Ratio)
-		}
-		if res.Added != 0 {
-			fmt.Fprintf(w, "%s\tadded\t%.2f\t\t\t\t\n", res.Runtime, res.Added)
-		}
+	if len(r.Results) == 0 {
+		return err // nothing was found that could be reported
 	}
-	w.Flush()
-	for _, res := range r.Results {
-		for _, name := range slices.Sorted(maps.Keys(res.Other)) {
-			fmt.Fprintf(out, "%s: %s: %.4g\n", res.Runtime, name, res.Other[name])
-		}
-	}
-}
-
-// order is how figures are listed: what is compared first, then the phases in time.
-func order(figures map[string]summary) []string {
-	names := []string{}
-	for _, name := range slices.Sorted(maps.Keys(figures)) {
-		if !slices.Contains(phases, name) {
-			names = append(names, name)
-		}
-	}
-	return append(names, phases...)
+	r.print(stdout)
+	return errors.Join(err, r.write(out))
 }

@@ -3,27 +3,22 @@ package main
 import (
 	"context"
 	"fmt"
-	"math"
 	"math/rand/v2"
-	"net"
-	"net/http"
 	"slices"
 	"sync"
 	"time"
 
 	nomad "github.com/hashicorp/nomad/api"
-	vegeta "github.com/tsenart/vegeta/v12/lib"
 
 	"github.com/leapcell/leapcell"
 	"github.com/leapcell/leapcell/test/harness"
 )
 
 const (
-	mixedServices = 10
 	mixedRate     = 300 // requests a second, over all services
 	slowestAnswer = 5 * time.Second
 	slowestStart  = 10 * time.Second
-	smallest      = 10      // bytes of an answer
+	smallest      = 10      // bytes of a body
 	largest       = 5 << 20 // of those
 )
 
@@ -31,88 +26,59 @@ const (
 // up to five, with up to 5 MB, and in the middle of it a deploy, a rollback, a change of
 // variables, a scale to zero and a drained node. Not one request may fail.
 func mixed(s *session, c config) ([]result, error) {
-	services := make([]*harness.Service, mixedServices)
-	for i := range services {
-		delay := slowestStart * time.Duration(i) / (mixedServices - 1)
-		services[i] = s.p.Probe(s, harness.Spec{
+	second := s.p.SecondNode(s, "")
+	services, err := s.probes(c.mixed, func(i int) harness.Spec {
+		return harness.Spec{
 			Settings: leapcell.Settings{MemoryMB: 512, StartTimeout: leapcell.Duration(30 * time.Second)},
-			Env:      map[string]string{"LISTEN_DELAY": delay.String()},
-		})
+			Env:      map[string]string{"LISTEN_DELAY": (slowestStart * time.Duration(i) / time.Duration(c.mixed-1)).String()},
+		}
+	})
+	if err != nil {
+		return nil, err
 	}
 	s.Logf("%d services are live", len(services))
 	ctx, cancel := context.WithCancel(s.ctx)
 	defer cancel()
-	var events sync.WaitGroup
-	events.Go(func() {
-		defer catch(s)
-		misfortunes(ctx, s, services, c.last)
+	var events []event
+	var happening sync.WaitGroup
+	happening.Go(func() {
+		if err := caught(func() error { events = misfortunes(ctx, s, services, second, c.last); return nil }); err != nil {
+			s.Errorf("%v", err)
+		}
 	})
-	samples, failures := visitAll(ctx, s, services, c.last)
-	cancel()
-	events.Wait()
-	for _, f := range failures[:min(len(failures), 20)] {
-		s.Logf("failed: %s", f)
-	}
-	out := result{Runtime: "ten services", Figures: samples.summaries(), Other: map[string]float64{
-		"requests": float64(len(samples["total"])), "failed": float64(len(failures)),
+	l := load{edges: []string{s.p.Config.EdgeAddress()}, rate: mixedRate, last: c.last, seed: s.seed, next: func(r *rand.Rand) request {
+		q := request{service: services[r.IntN(len(services))], bytes: anySize(r, largest), upload: r.IntN(5) == 0}
+		if !q.upload {
+			q.pause = time.Duration(r.Int64N(int64(slowestAnswer)))
+		}
+		return q
 	}}
-	if len(failures) > 0 {
-		return []result{out}, fmt.Errorf("%d of %d requests failed", len(failures), len(samples["total"]))
+	visits := l.run(ctx)
+	cancel()
+	happening.Wait()
+	s.chart = timeline("mixed", visits, events)
+	for _, e := range events {
+		s.note("%s: %s, took %s", e.at.UTC().Format("15:04:05"), e.what, e.end.Sub(e.at).Round(time.Millisecond))
 	}
-	return []result{out}, nil
+	out := result{Runtime: fmt.Sprintf("%d services", len(services)), Figures: latencies(visits).summaries(), Other: map[string]float64{
+		"requests": float64(len(visits)), "failed requests": float64(len(failures(visits))),
+	}}
+	return []result{out}, tell(s, failures(visits), len(visits))
 }
 
-// catch ends a session from another goroutine than its own.
-func catch(s *session) {
-	if r := recover(); r != nil {
-		stop, ok := r.(stopped)
-		if !ok {
-			panic(r)
-		}
-		s.Errorf("%v", stop.err)
+// tell says what failed; it is an error if anything did.
+func tell(s *session, failed []visit, of int) error {
+	for _, v := range failed[:min(len(failed), 20)] {
+		s.note("failed: %s", v)
 	}
-}
-
-// visitAll sends the load and gives what each request took beyond the app's own pause.
-func visitAll(ctx context.Context, s *session, services []*harness.Service, last time.Duration) (sums, []string) {
-	transport := &http.Transport{MaxIdleConnsPerHost: 500, DisableCompression: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "tcp", s.p.Config.EdgeAddress())
-		}}
-	defer transport.CloseIdleConnections()
-	attacker := vegeta.NewAttacker(vegeta.Client(&http.Client{Transport: transport, Timeout: 90 * time.Second}))
-	defer context.AfterFunc(ctx, func() { attacker.Stop() })()
-	target := func(t *vegeta.Target) error {
-		pause := time.Duration(rand.Int64N(int64(slowestAnswer)))
-		// As many around each size: sizes of answers are spread over magnitudes.
-		size := int(smallest * math.Pow(float64(largest)/smallest, rand.Float64()))
-		t.Method = http.MethodGet
-		t.URL = fmt.Sprintf("http://%s/big?chunked=1&bytes=%d&pause=%d", services[rand.IntN(len(services))].Host, size, pause.Milliseconds())
-		return nil
+	if len(failed) > 0 {
+		return fmt.Errorf("%d of %d requests failed", len(failed), of)
 	}
-	samples, failures := sums{}, []string(nil)
-	for r := range attacker.Attack(target, vegeta.Rate{Freq: mixedRate, Per: time.Second}, last, "mixed") {
-		samples.add("total", r.Latency)
-		var pause int64
-		var size, bytes int
-		for i := len(r.URL) - 1; i >= 0; i-- {
-			if r.URL[i] == '?' {
-				_, _ = fmt.Sscanf(r.URL[i:], "?chunked=1&bytes=%d&pause=%d", &size, &pause)
-				break
-			}
-		}
-		bytes = int(r.BytesIn)
-		samples.add("beyond the app's pause", max(0, r.Latency-time.Duration(pause)*time.Millisecond))
-		if r.Code != http.StatusOK || r.Error != "" || bytes != size {
-			failures = append(failures, fmt.Sprintf("%s after %s: %d %s, %d of %d bytes, %s",
-				r.Timestamp.Format("15:04:05.000"), r.Latency.Round(time.Millisecond), r.Code, r.Error, bytes, size, r.URL))
-		}
-	}
-	return samples, failures
+	return nil
 }
 
 // misfortunes happen one after the other, spread over the time.
-func misfortunes(ctx context.Context, s *session, services []*harness.Service, last time.Duration) {
+func misfortunes(ctx context.Context, s *session, services []*harness.Service, second string, last time.Duration) (happened []event) {
 	events := []struct {
 		what string
 		do   func()
@@ -121,44 +87,45 @@ func misfortunes(ctx context.Context, s *session, services []*harness.Service, l
 			services[1].Change(map[string]string{"version": "2"})
 			services[1].Deploy(s)
 		}},
-		{"a rollback", func() {
-			s.p.Must(s, "rollback", services[1].Name)
-		}},
+		{"a rollback", func() { s.p.Must(s, "rollback", services[1].Name) }},
 		{"new variables", func() { services[2].SetEnv(s, map[string]string{"COLOUR": "blue"}) }},
-		{"a scale to zero", func() { services[3].Scale(s, 0) }},
-		{"a drained node", func() { drainNode(ctx, s) }},
+		{"a scale to zero", func() { services[3%len(services)].Scale(s, 0) }},
+		{"a drained node", func() { drainNode(ctx, s, second) }},
 	}
 	step := last / time.Duration(len(events)+1)
-	for _, e := range events {
+	begin := time.Now()
+	for i, e := range events {
 		select {
-		case <-time.After(step):
+		case <-time.After(time.Until(begin.Add(time.Duration(i+1) * step))):
 		case <-ctx.Done():
-			return
+			s.Errorf("%s did not happen any more", e.what)
+			return happened
 		}
-		begin := time.Now()
+		at := time.Now()
 		e.do()
-		s.Logf("%s %s took %s", begin.Format("15:04:05"), e.what, time.Since(begin).Round(time.Millisecond))
+		happened = append(happened, event{at, time.Now(), e.what})
+		s.Logf("%s %s took %s", at.Format("15:04:05"), e.what, time.Since(at).Round(time.Millisecond))
 	}
+	return happened
 }
 
-// drainNode takes everything off the only node, and gives the node back.
-func drainNode(ctx context.Context, s *session) {
-	nodes, _, err := s.p.Nomad.Nodes().List((&nomad.QueryOptions{}).WithContext(ctx))
+// drainNode takes everything off a node, as before its maintenance, and gives it back.
+func drainNode(ctx context.Context, s *session, node string) {
+	options, query := (&nomad.WriteOptions{}).WithContext(ctx), (&nomad.QueryOptions{}).WithContext(ctx)
+	_, err := s.p.Nomad.Nodes().UpdateDrain(node, &nomad.DrainSpec{Deadline: time.Minute}, false, options)
 	must(s, err)
-	options := (&nomad.WriteOptions{}).WithContext(ctx)
-	for _, node := range nodes {
-		_, err := s.p.Nomad.Nodes().UpdateDrain(node.ID, &nomad.DrainSpec{Deadline: time.Second}, false, options)
-		must(s, err)
-	}
-	// Until every instance was told to go; they still finish what they have.
-	harness.Eventually(s, time.Minute, "the node is drained", func() bool {
-		allocs, _, err := s.p.Nomad.Allocations().List((&nomad.QueryOptions{}).WithContext(ctx))
-		return err == nil && !slices.ContainsFunc(allocs, func(a *nomad.AllocationListStub) bool {
-			return a.DesiredStatus == nomad.AllocDesiredStatusRun && a.ClientStatus == nomad.AllocClientStatusRunning
+	moved := 0
+	// Until every instance was told to go and another took its place; the old ones still
+	// finish what they have.
+	harness.Eventually(s, 2*time.Minute, "the node is drained", func() bool {
+		allocs, _, err := s.p.Nomad.Nodes().Allocations(node, query)
+		moved = len(allocs)
+		return err == nil && !slices.ContainsFunc(allocs, func(a *nomad.Allocation) bool {
+			return a.DesiredStatus == nomad.AllocDesiredStatusRun &&
+				(a.ClientStatus == nomad.AllocClientStatusPending || a.ClientStatus == nomad.AllocClientStatusRunning)
 		})
 	})
-	for _, node := range nodes {
-		_, err := s.p.Nomad.Nodes().UpdateDrain(node.ID, nil, true, options)
-		must(s, err)
-	}
+	s.note("the drained node had had %d instances", moved)
+	_, err = s.p.Nomad.Nodes().UpdateDrain(node, nil, true, options)
+	must(s, err)
 }

@@ -115,6 +115,7 @@ func ask(s *session, host string) int {
 	return resp.StatusCode
 }
 
+// put writes a route; it goes with the session.
 func put(s *session, r leapcell.Route) error {
 	b, err := json.Marshal(r)
 	if err != nil {

@@ -9,8 +9,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/leapcell/leapcell/test/harness"
 )
@@ -20,16 +23,38 @@ type session struct {
 	testing.TB // never called: all that the harness needs is below
 	p          *harness.Platform
 	ctx        context.Context
-	cleanups   []func()
-	dirs       []string
-	failed     bool
+	seed       uint64
+	chart      *chart            // of the report; nil for the usual one
+	nodes      map[string]string // by the OCI runtime
+
+	mu       sync.Mutex // of what is below: services are deployed side by side
+	cleanups []func()
+	dirs     []string
+	notes    []string
+	failed   []string
 }
 
 // stopped ends a session from within.
 type stopped struct{ err error }
 
-func inSession(ctx context.Context, p *harness.Platform, f func(*session) error) (err error) {
-	s := &session{p: p, ctx: ctx}
+func inSession(ctx context.Context, p *harness.Platform, seed uint64, f func(*session) error) (s *session, err error) {
+	s = &session{p: p, ctx: ctx, seed: seed}
+	defer func() {
+		for _, c := range slices.Backward(s.cleanups) {
+			err = errors.Join(err, caught(func() error { c(); return nil }))
+		}
+		for _, d := range s.dirs {
+			err = errors.Join(err, os.RemoveAll(d))
+		}
+		if err == nil && len(s.failed) > 0 {
+			err = errors.New(strings.Join(s.failed, "; "))
+		}
+	}()
+	return s, caught(func() error { return f(s) })
+}
+
+// caught gives what stopped the session within f as an error.
+func caught(f func() error) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			stop, ok := r.(stopped)
@@ -39,34 +64,38 @@ func inSession(ctx context.Context, p *harness.Platform, f func(*session) error)
 			err = stop.err
 		}
 	}()
-	defer func() {
-		for _, c := range slices.Backward(s.cleanups) {
-			c()
-		}
-		for _, d := range s.dirs {
-			err = errors.Join(err, os.RemoveAll(d))
-		}
-	}()
-	err = f(s)
-	if err == nil && s.failed {
-		err = errors.New("something failed")
-	}
-	return err
+	return f()
+}
+
+// note is for whoever reads the report.
+func (s *session) note(format string, args ...any) {
+	s.Logf(format, args...)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.notes = append(s.notes, fmt.Sprintf(format, args...))
 }
 
 func (s *session) Helper()                  {}
 func (s *session) Name() string             { return "bench" }
 func (s *session) Failed() bool             { return false }
 func (s *session) Context() context.Context { return s.ctx }
-func (s *session) Cleanup(f func())         { s.cleanups = append(s.cleanups, f) }
 func (s *session) Fatal(args ...any)        { panic(stopped{errors.New(fmt.Sprint(args...))}) }
 func (s *session) Fatalf(format string, args ...any) {
 	panic(stopped{fmt.Errorf(format, args...)})
 }
 func (s *session) Logf(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
+
+func (s *session) Cleanup(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cleanups = append(s.cleanups, f)
+}
+
 func (s *session) Errorf(format string, args ...any) {
-	s.failed = true
 	s.Logf(format, args...)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failed = append(s.failed, fmt.Sprintf(format, args...))
 }
 
 func (s *session) TempDir() string {
@@ -74,8 +103,23 @@ func (s *session) TempDir() string {
 	if err != nil {
 		s.Fatal(err)
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.dirs = append(s.dirs, d)
 	return d
+}
+
+// probes deploys the probe app n times, some side by side.
+func (s *session) probes(n int, spec func(i int) harness.Spec) ([]*harness.Service, error) {
+	services := make([]*harness.Service, n)
+	var deploys errgroup.Group
+	deploys.SetLimit(3) // as many builds as the platform does at a time
+	for i := range services {
+		deploys.Go(func() error {
+			return caught(func() error { services[i] = s.p.Probe(s, spec(i)); return nil })
+		})
+	}
+	return services, deploys.Wait()
 }
 
 // deploy brings a sample up.

@@ -38,7 +38,7 @@ func TestSummaryOfSamples(t *testing.T) {
 // A failure inside a session must end it, tidy up, and come out as an error.
 func TestSessionTidiesUpWhenItFails(t *testing.T) {
 	tidied := 0
-	err := inSession(t.Context(), nil, func(s *session) error {
+	_, err := inSession(t.Context(), nil, 1, func(s *session) error {
 		s.Cleanup(func() { tidied++ })
 		s.Fatalf("wrong: %d", 7)
 		return nil
@@ -47,7 +47,7 @@ func TestSessionTidiesUpWhenItFails(t *testing.T) {
 		t.Errorf("%v, tidied %d times", err, tidied)
 	}
 	cause := errors.New("cause")
-	if err := inSession(t.Context(), nil, func(*session) error { return cause }); !errors.Is(err, cause) {
+	if _, err := inSession(t.Context(), nil, 1, func(*session) error { return cause }); !errors.Is(err, cause) {
 		t.Errorf("%v", err)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -24,7 +23,7 @@ func kill(t *testing.T, executable, command string) {
 	found := harness.Get(t).Parts(executable, command)
 	if command == "supervisor" && len(found) > 1 {
 		// Former ones go on until their last connection ends: the newest is meant.
-		found = []harness.Process{slices.MaxFunc(found, func(a, b harness.Process) int { return cmp.Compare(began(t, a), began(t, b)) })}
+		found = []harness.Process{slices.MaxFunc(found, func(a, b harness.Process) int { return cmp.Compare(a.Started(), b.Started()) })}
 	}
 	if len(found) != 1 {
 		for _, p := range found {
@@ -41,21 +40,6 @@ func kill(t *testing.T, executable, command string) {
 		t.Fatal(err)
 	}
 	harness.Eventually(t, 10*time.Second, executable+" is dead", func() bool { return !found[0].Alive() })
-}
-
-// began is when the process was started, in the kernel's ticks.
-func began(t *testing.T, p harness.Process) int {
-	t.Helper()
-	stat := p.File("stat")
-	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
-	if len(fields) < 20 {
-		return 0 // gone
-	}
-	ticks, err := strconv.Atoi(fields[19])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return ticks
 }
 
 // slow is a service whose build takes a while, so that something can happen meanwhile.

@@ -80,6 +80,17 @@ func (p Process) Alive() bool {
 	return i >= 0 && i+2 < len(stat) && stat[i+2] != 'Z' && stat[i+2] != 'X'
 }
 
+// Started is when it was, in the kernel's ticks; 0 when it is gone.
+func (p Process) Started() int64 {
+	stat := p.File("stat")
+	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+	if len(fields) < 20 {
+		return 0
+	}
+	ticks, _ := strconv.ParseInt(fields[19], 10, 64)
+	return ticks
+}
+
 // Namespace is the identity of one of the process's namespaces.
 func (p Process) Namespace(kind string) string {
 	link, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", p.PID, kind))
