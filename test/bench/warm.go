@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
+	"slices"
 	"time"
 
 	"github.com/leapcell/leapcell"
@@ -35,13 +37,15 @@ func warm(s *session, c config) ([]result, error) {
 	ways := []struct{ name, address string }{
 		{"direct", app}, {"traefik", plain}, {"leapcell", s.p.Config.EdgeAddress()},
 	}
-	samples, peaks := sums{}, map[string][]float64{}
+	instance := service.Allocs(s)[0].ID
+	samples, peaks, costs := sums{}, map[string][]float64{}, map[string][]float64{}
 	for n := range warmShots + 1 { // the first fills pools and caches
 		for _, way := range ways {
 			h, err := fire(s.ctx, shot{address: way.address, host: service.Host, path: "/", rate: warmRate, last: warmShot})
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", way.name, err)
 			}
+			before := cpuTimes(s, instance)
 			most, err := fire(s.ctx, shot{address: way.address, host: service.Host, path: "/", workers: peakVisits, last: warmShot / 2})
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", way.name, err)
@@ -53,6 +57,12 @@ func warm(s *session, c config) ([]result, error) {
 				samples.add(way.name, d)
 			}
 			peaks[way.name] = append(peaks[way.name], most.rate)
+			for part, spent := range cpuTimes(s, instance) {
+				if us := float64(spent-before[part]) / float64(time.Microsecond) / float64(len(most.latencies)); us > 0.5 {
+					name := "CPU of " + part + " a request, " + way.name + ", us"
+					costs[name] = append(costs[name], us)
+				}
+			}
 		}
 		s.Logf("%d of %d", n, warmShots)
 	}
@@ -65,7 +75,28 @@ func warm(s *session, c config) ([]result, error) {
 		"peak through leapcell, rps": mean(peaks["leapcell"]),
 		"share of Traefik's peak":    mean(peaks["leapcell"]) / mean(peaks["traefik"]),
 	}
+	for name, us := range costs {
+		out.Other[name] = mean(us)
+	}
 	return []result{out}, nil
+}
+
+// cpuTimes is what those that take part have used so far. The app that runs on its own has the
+// environment of the one in the instance.
+func cpuTimes(s *session, instance string) map[string]time.Duration {
+	out := map[string]time.Duration{}
+	for name, all := range map[string][]harness.Process{
+		"the app":        harness.Members(instance),
+		"the client":     {{PID: os.Getpid()}},
+		"the edge":       s.p.Parts("leapcell-edge", ""),
+		"the supervisor": s.p.Parts("nomad-driver-leapcell", "supervisor"),
+		"plain Traefik":  harness.Processes(func(p harness.Process) bool { return slices.Contains(p.Args(), "-plain") }),
+	} {
+		for _, p := range all {
+			out[name] += cpuTime(s, p.PID)
+		}
+	}
+	return out
 }
 
 func mean(v []float64) float64 {
