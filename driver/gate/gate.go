@@ -305,17 +305,20 @@ func (g *Gate) Drain(ctx context.Context) error {
 }
 
 // Close stops listening and ends what is left, after giving answers that are being
-// written until ctx is done. It returns when nothing of the gate runs any more. After a
-// drain it leaves it to the edges to close their connections, for a moment.
+// written until ctx is done. It returns when nothing of the gate runs any more. For a moment
+// it leaves it to the edges to close their connections.
 func (g *Gate) Close(ctx context.Context) {
 	g.mu.Lock()
 	if g.state == Starting || g.state == Ready {
 		g.enterState(Draining)
 	}
-	drained := g.drained
+	drained, wasReady := g.drained, g.wasReady
 	g.mu.Unlock()
-	if drained {
-		g.awaitGoodbyes(ctx)
+	switch {
+	case drained:
+		g.awaitGoodbyes(ctx, goodbye)
+	case wasReady:
+		g.awaitGoodbyes(ctx, lastWords)
 	}
 	g.awaitLanes(ctx)
 	if g.server.Shutdown(ctx) != nil {
@@ -332,11 +335,16 @@ func (g *Gate) Close(ctx context.Context) {
 
 // goodbye is how long edges get to close their connections to an instance that stops. They
 // hear of it by Nomad's event stream within milliseconds, or by the answer to a request.
-const goodbye = 2 * time.Second
+const goodbye = 500 * time.Millisecond
 
-// awaitGoodbyes waits until no connection is left.
-func (g *Gate) awaitGoodbyes(ctx context.Context) {
-	timer := time.NewTimer(goodbye)
+// lastWords is how long a gate whose app has crashed answers on connections that edges keep:
+// a request is on its way over some of them, and the answer to the first tells an edge to
+// send no more.
+const lastWords = 50 * time.Millisecond
+
+// awaitGoodbyes waits until no connection is left, for at most limit.
+func (g *Gate) awaitGoodbyes(ctx context.Context, limit time.Duration) {
+	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	for g.conns.Load() > 0 {
 		select {

@@ -25,9 +25,10 @@ const (
 )
 
 // idle measures what suspended services cost beside their apps: each level has as many copies
-// of the Go sample, every one a job with a route of its own that one request woke.
+// of the probe app, which is a small server in Go, every one a job with a route of its own that
+// one request woke.
 func idle(s *session, c config) ([]result, error) {
-	service := s.deploy("go")
+	service := s.p.Probe(s, harness.Spec{})
 	s.visit(service)
 	service.Reload(s)
 	service.ToZero(s)
