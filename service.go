@@ -60,6 +60,8 @@ type Settings struct {
 	// It is never read from the source: who may change that must not choose what it sees.
 	BuildEnv []string `json:"buildEnv,omitempty"`
 
+	// BuildArgs are the values of ARG in a Dockerfile. They are no secrets: images tell them.
+	BuildArgs map[string]string `json:"buildArgs,omitempty"`
 	// Dockerfile is its path within the root directory; it is used when Runtime is
 	// [RuntimeDocker].
 	Dockerfile string `json:"dockerfile,omitempty"`
@@ -102,6 +104,9 @@ func (s Settings) Over(base Settings) Settings {
 	pick(&out.StaticFallback, s.StaticFallback)
 	if s.BuildEnv != nil {
 		out.BuildEnv = s.BuildEnv
+	}
+	if s.BuildArgs != nil {
+		out.BuildArgs = s.BuildArgs
 	}
 	if s.IgnorePaths != nil {
 		out.IgnorePaths = s.IgnorePaths
@@ -166,6 +171,11 @@ func (s Settings) Validate() error {
 	for _, name := range s.BuildEnv {
 		if !envName.MatchString(name) {
 			return Errorf(CodeInvalid, "buildEnv has %q: names of variables have letters, digits and _, and no digit first", name)
+		}
+	}
+	for name, value := range s.BuildArgs {
+		if !envName.MatchString(name) || strings.ContainsRune(value, 0) || len(value) > MaxEnvBytes {
+			return Errorf(CodeInvalid, "buildArgs has %q: names of ARG have letters, digits and _, values at most %d bytes", name, MaxEnvBytes)
 		}
 	}
 	if err := s.validateIgnored(); err != nil {

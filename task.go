@@ -44,12 +44,20 @@ type TaskConfig struct {
 	// RunImage is a smaller image that the result stands on, if the build changed nothing
 	// outside of the working directory; "" is none.
 	RunImage string `codec:"run_image"`
+	// Dockerfile is built instead of running Command: a path within the source. KeepMB of what it
+	// leaves in its cache stay for the next build.
+	Dockerfile string   `codec:"dockerfile"`
+	BuildArgs  []string `codec:"build_args"` // NAME=value
+	KeepMB     int      `codec:"keep_mb"`
 	// BuildEnv are the names of variables of EnvPath that the command sees.
 	BuildEnv []string `codec:"build_env"`
 	// Modified is the time of all files of the result, in seconds since 1970, so that the same
 	// input gives the same image; 0 leaves them as they are.
 	Modified int `codec:"modified"`
 }
+
+// DockerState is where the builder of Dockerfiles keeps its cache in the sandbox of a build.
+const DockerState = "/.leapcell/state"
 
 // ChangesCache follows a service's ID in the name of the cache that builds of proposed changes
 // have: whoever may propose one must not reach what the service itself is built with.

@@ -1,6 +1,8 @@
 package jobs
 
 import (
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/nomad/api"
@@ -103,6 +105,14 @@ func noUpdates(killTimeout time.Duration) *api.UpdateStrategy {
 	}
 }
 
+// list writes variables as NAME=value, sorted.
+func list(variables map[string]string) (out []string) {
+	for _, name := range slices.Sorted(maps.Keys(variables)) {
+		out = append(out, name+"="+variables[name])
+	}
+	return out
+}
+
 // BuildSpec is what [Build] needs to know.
 type BuildSpec struct {
 	Namespace   string
@@ -137,6 +147,12 @@ func Build(s BuildSpec) *api.Job {
 		ImageMB:      s.Plan.ImageMB,
 		RunImage:     s.RunImage,
 		Modified:     int(s.Modified.Unix()),
+	}
+	if set.Runtime == leapcell.RuntimeDocker {
+		config.Dockerfile, config.Command, config.BuildArgs = set.Dockerfile, "", list(set.BuildArgs)
+		config.Caches = []string{leapcell.DockerState}
+		// All that the build writes is in the cache, of which so much stays.
+		config.CacheMB, config.KeepMB = s.Plan.BuildDiskMB, s.Plan.CacheMB
 	}
 	secrets := len(set.BuildEnv) > 0
 	if s.Deployment.Trigger == leapcell.Change {

@@ -14,6 +14,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/leapcell/leapcell"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -79,6 +81,9 @@ type Source struct {
 // SourceImage pushes the runtime's base with the source on it and gives the reference with
 // digest. Making it again gives the same.
 func (b *Builder) SourceImage(ctx context.Context, s Source, progress func(string)) (string, error) {
+	if s.Runtime.Name == leapcell.RuntimeDocker {
+		return b.contextImage(ctx, s)
+	}
 	var talking sync.Mutex
 	say := func(line string) {
 		talking.Lock()

@@ -12,13 +12,13 @@ import (
 )
 
 // DeployGit starts a deployment from a git repository; without GitURL from the one that the
-// service is connected with.
+// service is connected with, or of the ready image that src names.
 func (c *Client) DeployGit(ctx context.Context, nameOrID string, src leapcell.Source) (leapcell.Deployment, error) {
 	var d leapcell.Deployment
 	var in struct {
 		Source leapcell.Source `json:"source"`
 	}
-	in.Source = leapcell.Source{GitURL: src.GitURL, Branch: src.Branch, Tag: src.Tag, Commit: src.Commit, RootDir: src.RootDir}
+	in.Source = leapcell.Source{GitURL: src.GitURL, Branch: src.Branch, Tag: src.Tag, Commit: src.Commit, RootDir: src.RootDir, Image: src.Image}
 	err := c.call(ctx, http.MethodPost, "/v1/services/"+escape(nameOrID)+"/deployments", in, &d)
 	return d, err
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/nomad/api"
 
 	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/api/build"
 	"github.com/leapcell/leapcell/api/nomad"
 	"github.com/leapcell/leapcell/jobs"
 )
@@ -33,7 +34,15 @@ func (d *Deployer) build(ctx context.Context, svc leapcell.Service, dep leapcell
 	if err := d.patiently(ctx, w, func(ctx context.Context) error { return d.cfg.Nomad.Stop(ctx, job, true) }); err != nil {
 		return err
 	}
-	_, err = d.move(ctx, w, leapcell.Starting, func(dep *leapcell.Deployment) { dep.Image = image })
+	settings, bytes := dep.Settings, dep.ImageBytes
+	if settings.Runtime == leapcell.RuntimeDocker {
+		if settings, bytes, err = d.adopt(ctx, svc, dep.Number, settings, w); err != nil {
+			return err
+		}
+	}
+	_, err = d.move(ctx, w, leapcell.Starting, func(dep *leapcell.Deployment) {
+		dep.Image, dep.Settings, dep.ImageBytes = image, settings, bytes
+	})
 	return err
 }
 
@@ -98,13 +107,15 @@ func (d *Deployer) registerBuild(ctx context.Context, svc leapcell.Service, dep 
 	if err != nil {
 		return err
 	}
-	runtime, err := d.cfg.Builder.Runtime(dep.Settings.Runtime)
-	if err != nil {
-		return err
-	}
-	run, err := d.cfg.Builder.RunBase(ctx, runtime, func(string) {}) // fetch made it, and told of it
-	if err != nil {
-		return err
+	var runtime build.Runtime
+	var run string
+	if dep.Settings.Runtime != leapcell.RuntimeDocker {
+		if runtime, err = d.cfg.Builder.Runtime(dep.Settings.Runtime); err != nil {
+			return err
+		}
+		if run, err = d.cfg.Builder.RunBase(ctx, runtime, func(string) {}); err != nil { // fetch made it, and told of it
+			return err
+		}
 	}
 	return d.register(ctx, jobs.Build(jobs.BuildSpec{
 		Namespace: d.cfg.Namespace, Service: svc, Deployment: dep,

@@ -103,6 +103,7 @@ type Config struct {
 	Sources         Sources
 	Builder         Builder
 	Images          Images
+	Upstream        Upstream
 	Edges           Edges
 	// ForgetImages removes the repositories below a folder, when a service is deleted.
 	ForgetImages func(folder string) error
@@ -223,11 +224,16 @@ func (d *Deployer) Submit(ctx context.Context, svc leapcell.Service, src leapcel
 	if err := d.admit(ctx, svc, origin); err != nil {
 		return leapcell.Deployment{}, err
 	}
-	if archive == nil {
+	switch {
+	case src.Image != "":
+		if err := d.cfg.Upstream.Check(src.Image); err != nil {
+			return leapcell.Deployment{}, err
+		}
+	case archive == nil:
 		if err := d.cfg.Sources.CheckGit(src); err != nil {
 			return leapcell.Deployment{}, err
 		}
-	} else {
+	default:
 		sum, err := d.cfg.Sources.Save(ctx, archive)
 		if err != nil {
 			return leapcell.Deployment{}, err

@@ -29,9 +29,11 @@ func (d *Deployer) fetch(ctx context.Context, svc leapcell.Service, dep leapcell
 	if err != nil {
 		return err
 	}
-	runtime, err := d.cfg.Builder.Runtime(settings.Runtime)
-	if err != nil {
-		return err
+	runtime := build.Runtime{Name: leapcell.RuntimeDocker} // without a base: the Dockerfile names its own
+	if settings.Runtime != leapcell.RuntimeDocker {
+		if runtime, err = d.cfg.Builder.Runtime(settings.Runtime); err != nil {
+			return err
+		}
 	}
 	from := build.Source{Runtime: runtime, Layer: layer, Repository: svc.ID + "/source", Tag: strconv.Itoa(dep.Number)}
 	if _, err := d.cfg.Builder.SourceImage(ctx, from, say); err != nil {
@@ -59,7 +61,13 @@ func (d *Deployer) resolve(api leapcell.Settings, tree source.Tree, say func(str
 		given.Runtime, because = found.Runtime, "because there is a "+found.File
 	}
 	switch given.Runtime {
-	case leapcell.RuntimeDocker, leapcell.RuntimeStatic:
+	case leapcell.RuntimeDocker:
+		out, err := dockerSettings(given)
+		if err == nil {
+			say(fmt.Sprintf("runtime: docker, %s: %s says how it is built", because, out.Dockerfile))
+		}
+		return out, err
+	case leapcell.RuntimeStatic:
 		return given, leapcell.Errorf(leapcell.CodeUnprocessable, "the runtime would be %s, %s, which this platform does not have: set another in leapcell.yaml", given.Runtime, because)
 	}
 	runtime, err := d.cfg.Builder.Runtime(given.Runtime)

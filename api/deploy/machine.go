@@ -112,6 +112,9 @@ func (d *Deployer) step(ctx context.Context, dep leapcell.Deployment, w *worker)
 		_, err := d.move(ctx, w, leapcell.Fetching, nil)
 		return err
 	case leapcell.Fetching:
+		if dep.Source.Image != "" {
+			return d.useImage(ctx, svc, dep, w)
+		}
 		return d.fetch(ctx, svc, dep, w)
 	case leapcell.Building, leapcell.Packaging, leapcell.Publishing:
 		return d.build(ctx, svc, dep, w)

@@ -31,8 +31,9 @@ type Config struct {
 
 // Registry is the embedded registry; as a handler it serves the OCI distribution API.
 type Registry struct {
-	cfg Config
-	app http.Handler
+	cfg    Config
+	app    http.Handler
+	mirror *mirror // nil without one
 }
 
 // New makes a registry on cfg.Dir, which it makes when it is missing. ctx ends its
@@ -82,6 +83,9 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Docker-Distribution-API-Version", "registry/2.0")
 		_, _ = io.WriteString(w, "{}")
+		return
+	}
+	if r.serveMirror(w, req) {
 		return
 	}
 	if !takesIn(req) {

@@ -54,10 +54,14 @@ func (s *Server) deployGit(c *gin.Context, svc leapcell.Service) error {
 			Tag     string `json:"tag"`
 			Commit  string `json:"commit"`
 			RootDir string `json:"rootDir"`
+			Image   string `json:"image"`
 		} `json:"source"`
 	}
 	if err := readJSON(c, &in, false); err != nil {
 		return err
+	}
+	if in.Source.Image != "" {
+		return s.deployImage(c, svc, in.Source.Image)
 	}
 	root, err := cleanRootDir(in.Source.RootDir)
 	if err != nil {
@@ -70,6 +74,16 @@ func (s *Server) deployGit(c *gin.Context, svc leapcell.Service) error {
 		return err
 	}
 	d, err := s.cfg.Deployer.Submit(c.Request.Context(), svc, src, manual(c), nil)
+	if err != nil {
+		return err
+	}
+	c.JSON(http.StatusAccepted, d)
+	return nil
+}
+
+// deployImage takes a ready image: there is no source, and nothing is built.
+func (s *Server) deployImage(c *gin.Context, svc leapcell.Service, ref string) error {
+	d, err := s.cfg.Deployer.Submit(c.Request.Context(), svc, leapcell.Source{Image: ref}, manual(c), nil)
 	if err != nil {
 		return err
 	}

@@ -92,6 +92,7 @@ type deployFlags struct {
 	tag     string
 	commit  string
 	rootDir string
+	image   string
 	detach  bool
 }
 
@@ -104,7 +105,8 @@ What .gitignore and .dockerignore leave out is not uploaded. Settings that are n
 source. The build log streams while it runs; the exit code is not 0 when the deployment fails.`,
 		Example: `  leapcell deploy                       # this folder
   leapcell deploy examples/python --name shop --memory 512mb
-  leapcell deploy --git https://example.com/team/shop.git --branch main --root-dir api`,
+  leapcell deploy --git https://example.com/team/shop.git --branch main --root-dir api
+  leapcell deploy --image ghcr.io/team/shop:1.4 --name shop`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			dir := ""
 			if len(args) > 0 {
@@ -125,6 +127,7 @@ source. The build log streams while it runs; the exit code is not 0 when the dep
 	fl.StringVar(&f.tag, "tag", "", "tag of --git")
 	fl.StringVar(&f.commit, "commit", "", "commit of --git, all 40 digits of it")
 	fl.StringVar(&f.rootDir, "root-dir", "", "folder within the source that is the app")
+	fl.StringVar(&f.image, "image", "", "a ready image to deploy as it is, such as nginx:1.27")
 	fl.BoolVar(&f.detach, "detach", false, "do not wait for the deployment")
 	return cmd
 }
@@ -136,14 +139,17 @@ func (a *app) deploy(ctx context.Context, dir string, f deployFlags, settings le
 	if f.git == "" && f.branch+f.tag+f.commit != "" {
 		return leapcell.Errorf(leapcell.CodeInvalid, "--branch goes with --git, and so do --tag and --commit: a folder is deployed as it is")
 	}
-	if f.git == "" {
+	if f.image != "" && (f.git != "" || dir != "" || f.rootDir != "") {
+		return leapcell.Errorf(leapcell.CodeInvalid, "--image is deployed as it is: give no folder, --git or --root-dir with it")
+	}
+	if f.git == "" && f.image == "" {
 		abs, err := filepath.Abs(dir)
 		if err != nil {
 			return fmt.Errorf("the folder %q: %w", dir, err)
 		}
 		dir = abs
 	}
-	name := first(f.name, serviceNameOf(first(f.git, dir)))
+	name := first(f.name, serviceNameOf(first(f.git, imageName(f.image), dir)))
 	if err := leapcell.ValidateName(name); err != nil {
 		return leapcell.Errorf(leapcell.CodeInvalid, "%w; --name gives it another", err)
 	}
@@ -152,7 +158,7 @@ func (a *app) deploy(ctx context.Context, dir string, f deployFlags, settings le
 		return err
 	}
 	var archive *archive
-	if f.git == "" { // before the service is made: an empty folder makes none
+	if f.git == "" && f.image == "" { // before the service is made: an empty folder makes none
 		if archive, err = packTemp(dir); err != nil {
 			return err
 		}
@@ -163,9 +169,12 @@ func (a *app) deploy(ctx context.Context, dir string, f deployFlags, settings le
 		return err
 	}
 	var d leapcell.Deployment
-	if f.git != "" {
+	switch {
+	case f.image != "":
+		d, err = c.DeployGit(ctx, service.ID, leapcell.Source{Image: f.image})
+	case f.git != "":
 		d, err = c.DeployGit(ctx, service.ID, leapcell.Source{GitURL: f.git, Branch: f.branch, Tag: f.tag, Commit: f.commit, RootDir: f.rootDir})
-	} else {
+	default:
 		fmt.Fprintf(a.err, "uploading %d files, %s packed\n", archive.Files, bytesText(archive.size))
 		d, err = c.DeployUpload(ctx, service.ID, client.Upload{Archive: archive.file, Size: archive.size, RootDir: f.rootDir})
 	}
@@ -176,6 +185,14 @@ func (a *app) deploy(ctx context.Context, dir string, f deployFlags, settings le
 		return a.show(d, []string{d.ID + ": follow it with `leapcell deployment log " + d.ID + " -f`"})
 	}
 	return a.follow(ctx, c, d)
+}
+
+// imageName is the last part of a reference, without tag or digest.
+func imageName(ref string) string {
+	ref, _, _ = strings.Cut(ref, "@")
+	ref = ref[strings.LastIndex(ref, "/")+1:]
+	ref, _, _ = strings.Cut(ref, ":")
+	return ref
 }
 
 // ensureService finds the service, with these settings, or makes it.

@@ -46,6 +46,7 @@ type Config struct {
 	RuntimesFile   string
 	BaseSuite      string
 	AptConfigDir   string
+	Mirrors        string
 	Plan           leapcell.Plan // as the flag of that name says, changed by the others
 	AllowFileURLs  bool
 	SourceNetworks outbound.Networks
@@ -93,6 +94,7 @@ func (c *Config) flags(out io.Writer) *flag.FlagSet {
 	f.IntVar(&c.CallsPerMinute, "calls-per-minute", c.CallsPerMinute, "API calls a minute for each token, 100 to 10000")
 	f.StringVar(&c.RuntimesFile, "runtimes-file", c.RuntimesFile, "YAML file with runtimes of your own or changes to the built-in ones (default none)")
 	f.StringVar(&c.BaseSuite, "base-suite", c.BaseSuite, "Debian suite that base images are assembled from")
+	f.StringVar(&c.Mirrors, "mirrors", c.Mirrors, "where images of a registry are read instead, such as docker.io=registry.example.com/hub,quay.io=http://10.0.0.5:5000/quay; a registry that leads to itself need not be public (default none)")
 	f.StringVar(&c.AptConfigDir, "apt-config-dir", c.AptConfigDir, "folder with apt settings for assembling base images (default none)")
 	c.planFlags(f)
 	f.BoolVar(&c.AllowFileURLs, "allow-file-urls", c.AllowFileURLs, "let deployments read git repositories on this machine's disk (file://)")

@@ -157,9 +157,18 @@ func newDeployer(cfg Config, log *slog.Logger, db *store.Store, cluster *nomad.C
 	if err != nil {
 		return nil, nil, err
 	}
+	mirrors, err := registry.ParseMirrors(cfg.Mirrors)
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("--mirrors: %w", err), builder.Close())
+	}
+	upstream, err := registry.NewUpstream(registry.UpstreamConfig{Mirrors: mirrors, Own: pushes})
+	if err != nil {
+		return nil, nil, errors.Join(err, builder.Close())
+	}
+	images.Mirror(upstream)
 	deployer, err := deploy.New(deploy.Config{
 		Dir: cfg.path("deploy"), Namespace: cfg.NomadNamespace, RegistryAddress: cfg.RegistryAddress,
-		Store: db, Env: db, Nomad: cluster, Sources: sources, Builder: builder, Images: pushes, Edges: edges, ForgetImages: images.Forget, Log: log,
+		Store: db, Env: db, Nomad: cluster, Sources: sources, Builder: builder, Images: pushes, Upstream: upstream, Edges: edges, ForgetImages: images.Forget, Log: log,
 		Plan: cfg.Plan,
 	})
 	if err != nil {

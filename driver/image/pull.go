@@ -173,7 +173,7 @@ func (p *transfer) run(ctx context.Context) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	on := stored{Ref: p.ref.String(), Tag: p.tag, Env: config.Config.Env, WorkDir: config.Config.WorkingDir, Cmd: command(config.Config)}
+	on := stored{Ref: p.ref.String(), Tag: p.tag, Env: config.Config.Env, WorkDir: config.Config.WorkingDir, Cmd: command(config.Config), User: config.Config.User, Stop: config.Config.StopSignal}
 	for _, id := range config.RootFS.DiffIDs {
 		on.Layers = append(on.Layers, id.Hex)
 	}

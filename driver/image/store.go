@@ -72,7 +72,9 @@ type Image struct {
 	Env     []string
 	WorkDir string
 	Cmd     []string
-	Pulled  int64 // bytes of its layers, when they came with this call of Pull; 0 when it was here
+	User    string // as the image says it: name or number, and group
+	Stop    string // signal that asks it to end; "" is SIGTERM
+	Pulled  int64  // bytes of its layers, when they came with this call of Pull; 0 when it was here
 }
 
 // stored is an Image on disk: with the names of its layers, so that the store can be moved.
@@ -83,6 +85,8 @@ type stored struct {
 	Env     []string `json:"env,omitempty"`
 	WorkDir string   `json:"workDir,omitempty"`
 	Cmd     []string `json:"cmd,omitempty"`
+	User    string   `json:"user,omitempty"`
+	Stop    string   `json:"stop,omitempty"`
 	Boot    string   `json:"boot,omitempty"` // of the machine, while the layers may not be on disk
 }
 
@@ -278,7 +282,7 @@ func (s *Store) know(digest string, on stored, used time.Time) *entry {
 	if e, ok := s.known[digest]; ok {
 		return e
 	}
-	e := &entry{layers: on.Layers, used: used, img: Image{Ref: on.Ref, Env: on.Env, WorkDir: on.WorkDir, Cmd: on.Cmd}}
+	e := &entry{layers: on.Layers, used: used, img: Image{Ref: on.Ref, Env: on.Env, WorkDir: on.WorkDir, Cmd: on.Cmd, User: on.User, Stop: on.Stop}}
 	for _, l := range on.Layers {
 		s.layerRefs[l]++
 		if s.isOpaque(l) { // overlay itself does not look at the root of a layer

@@ -5,7 +5,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"io"
 	"net"
+	"net/http"
 	"path/filepath"
 	"time"
 
@@ -201,6 +203,10 @@ type Images interface {
 	Mount(img *image.Image, dir string) error
 	MountWritable(img *image.Image, dir, scratch string) error
 	Unmount(dir string) error
+	// PushLayout pushes what a build left as a folder in OCI image layout, which is not trusted.
+	PushLayout(ctx context.Context, dir, output string, maxBytes int64, progress func(phase leapcell.State, text string)) (digest string, size int64, err error)
+	// Mirror reads images of elsewhere by the registry that ref is in. Close the closer.
+	Mirror(ref string) (http.Handler, io.Closer, error)
 	Commit(ctx context.Context, base *image.Image, r image.Result, output string, progress func(phase leapcell.State, text string)) (digest string, size int64, err error)
 }
 

@@ -36,7 +36,11 @@ func (t *task) runBuild(ctx context.Context) Exit {
 	t.phase(leapcell.Building, "building")
 	img, exit := t.runCommand(ctx, scratch)
 	if exit == nil {
-		exit = t.publish(ctx, img, scratch)
+		if t.docker != nil {
+			exit = t.publishDocker(ctx, scratch)
+		} else {
+			exit = t.publish(ctx, img, scratch)
+		}
 	}
 	if exit.Code != 0 && exit.Message == "" {
 		exit.Message = fmt.Sprintf("the build command exited with code %d", exit.Code)
@@ -87,6 +91,13 @@ func (t *task) runCommand(ctx context.Context, scratch string) (*image.Image, *E
 	if cfg.Mounts, err = t.buildMounts(ctx); err != nil {
 		return failed(diskError(err))
 	}
+	if t.req.Config.Dockerfile != "" {
+		done, err := t.prepareDocker(&cfg, scratch, secrets)
+		if err != nil {
+			return failed(diskError(err))
+		}
+		defer done()
+	}
 	c, err := t.sup.cells.Start(ctx, cfg)
 	if err != nil {
 		return failed(leapcell.Wrap(leapcell.CodeStartFailed, err, describe(err)))
@@ -111,6 +122,8 @@ func (t *task) judgeBuild(e cell.Exit) *Exit {
 		return &Exit{Code: e.Code, Message: fmt.Sprintf("the build command exited with code %d; it has filled its disk of %d MB", e.Code, t.diskMB())}
 	case e.Code != 0 && t.sup.diskFull():
 		return &Exit{Code: e.Code, Message: fmt.Sprintf("the build command exited with code %d; there is no space left on the node's disk", e.Code)}
+	case e.Code != 0 && t.docker != nil:
+		return t.docker.exit(e.Code)
 	case e.Code != 0:
 		return &Exit{Code: e.Code, Signal: e.Signal}
 	}

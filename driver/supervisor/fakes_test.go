@@ -72,6 +72,14 @@ func (f *fakeImages) Unmount(dir string) error {
 	return nil
 }
 
+func (f *fakeImages) PushLayout(context.Context, string, string, int64, func(leapcell.State, string)) (string, int64, error) {
+	return "sha256:pushed", 1, nil
+}
+
+func (f *fakeImages) Mirror(string) (http.Handler, io.Closer, error) {
+	return http.NotFoundHandler(), io.NopCloser(nil), nil
+}
+
 func (f *fakeImages) Commit(ctx context.Context, _ *image.Image, r image.Result, output string, progress func(leapcell.State, string)) (string, int64, error) {
 	progress(leapcell.Packaging, "packaging")
 	progress(leapcell.Publishing, "publishing")

@@ -18,8 +18,10 @@ type record struct {
 	StartedAt time.Time    `json:"startedAt,omitzero"`
 	App       string       `json:"app,omitempty"` // address that answered the probe; "" until ready
 	Stop      *stopOrder   `json:"stop,omitempty"`
-	Exit      *Exit        `json:"exit,omitempty"`
-	EndedAt   time.Time    `json:"endedAt,omitzero"`
+	// StopSignal is what the image is asked to end with; "" is SIGTERM.
+	StopSignal string    `json:"stopSignal,omitempty"`
+	Exit       *Exit     `json:"exit,omitempty"`
+	EndedAt    time.Time `json:"endedAt,omitzero"`
 }
 
 // stopOrder is a stop that was asked for: it does not end with the supervisor that got it.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -43,6 +44,7 @@ type task struct {
 	releaseCache func() // of a build; touched by the task's goroutine only
 
 	visits visits     // commands of operators
+	docker *dockerHub // answers a build of a Dockerfile
 	saving sync.Mutex // one file, one writer
 
 	mu       sync.Mutex
@@ -179,14 +181,15 @@ func (t *task) launch(ctx context.Context) error {
 		return leapcell.Wrap(leapcell.CodeStartFailed, err, "the image could not be mounted: "+describe(err))
 	}
 	t.mu.Lock()
-	t.mounted = true
+	t.mounted, t.rec.StopSignal = true, img.Stop
 	t.mu.Unlock()
 	mounted := time.Now()
 	cfg := t.cellConfig()
 	cfg.Env = environment(t.req, img.Env, env)
 	cfg.WorkDir = img.WorkDir
-	if t.req.Config.Command == "" {
-		cfg.Args = img.Cmd
+	cfg.Args = program(t.req.Config.Command, img, rootfs)
+	if cfg.User, err = userOf(img.User, rootfs); err != nil {
+		return err
 	}
 	c, err := t.sup.cells.Start(ctx, cfg)
 	if err != nil {
@@ -376,7 +379,7 @@ func (t *task) judge(e cell.Exit) Exit {
 func (t *task) end(c Cell, grace time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), grace)
 	defer cancel()
-	if err := c.Signal(unix.SIGTERM); err != nil {
+	if err := c.Signal(t.stopSignal()); err != nil {
 		t.log.Debug("instance could not be asked to end", "error", err)
 	}
 	if _, err := c.Wait(ctx); err == nil || ctx.Err() == nil {
@@ -385,6 +388,20 @@ func (t *task) end(c Cell, grace time.Duration) {
 	if err := c.Kill(); err != nil {
 		t.log.Error("instance could not be killed", "error", err)
 	}
+}
+
+// stopSignal is how the image wants to be asked to end.
+func (t *task) stopSignal() unix.Signal {
+	t.mu.Lock()
+	name := t.rec.StopSignal
+	t.mu.Unlock()
+	if n, err := strconv.Atoi(name); err == nil && n > 0 && n < 65 {
+		return unix.Signal(n)
+	}
+	if s := unix.SignalNum("SIG" + strings.TrimPrefix(strings.ToUpper(name), "SIG")); s != 0 {
+		return s
+	}
+	return unix.SIGTERM
 }
 
 // stop ends the task: the gate takes no new requests, those in flight have until timeout
