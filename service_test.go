@@ -34,6 +34,8 @@ func TestSettingsOverKnowsEveryField(t *testing.T) {
 			f.SetString("x")
 		case reflect.Slice:
 			f.Set(reflect.ValueOf([]string{"x"}))
+		case reflect.Map:
+			f.Set(reflect.ValueOf(map[string]string{"x": "y"}))
 		default:
 			f.SetInt(int64(i + 1))
 		}

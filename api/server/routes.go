@@ -54,7 +54,7 @@ func (*Server) routes() []Route {
 			"", "204", (*Server).deleteService},
 
 		{http.MethodPost, "/v1/services/:service/deployments", Admin, "Starts a deployment, from git or from an uploaded tree.",
-			"`{source: {gitURL, branch, tag, commit, rootDir}}` (without `gitURL`: that of the connected repository), or a body of type `application/gzip` (a tar.gz of the tree) with `?rootDir=`", "202 deployment", (*Server).createDeployment},
+			"`{source: {gitURL, branch, tag, commit, rootDir}}` (without `gitURL`: that of the connected repository), `{source: {image}}` for a ready image, or a body of type `application/gzip` (a tar.gz of the tree) with `?rootDir=`", "202 deployment", (*Server).createDeployment},
 		{http.MethodGet, "/v1/services/:service/deployments", Admin, "Lists the deployments of a service, newest first.",
 			"`?limit=` (default 50)", "200 `[deployment]`", (*Server).listDeployments},
 		{http.MethodPost, "/v1/services/:service/rollback", Admin, "Makes a former deployment live again.",

@@ -16,8 +16,11 @@ import (
 // mirrorPath begins the names of the repositories that a registry brings from elsewhere.
 const mirrorPath = "mirror/"
 
-// wanted is what a build may ask for: manifests and blobs of one repository, to read.
-var wanted = regexp.MustCompile(`^/v2/([a-z0-9][a-z0-9._/-]*)/(manifests|blobs)/([A-Za-z0-9][A-Za-z0-9._:-]*)$`)
+// wanted is what a build may ask for: manifests and blobs of one repository, to read. No part of a
+// name is "..".
+var wanted = regexp.MustCompile(`^/v2/(` + part + `(?:/` + part + `)*)/(manifests|blobs)/([A-Za-z0-9][A-Za-z0-9._:-]*)$`)
+
+const part = `[a-z0-9]+(?:[._-]+[a-z0-9]+)*`
 
 // Mirror lets a build read images by the registry that ref is in, and nothing else of it: it is
 // not trusted, and gets no credentials. Close the closer.

@@ -71,8 +71,8 @@ func (r StartRequest) validate() error {
 		return invalid("the group has no port labelled %q: write network { port %q {} } into it; requests come in there", leapcell.PortLabel, leapcell.PortLabel)
 	case serves && (c.Port < 0 || c.Port > 65535):
 		return invalid("task config: port is %d: it must be from 1 to 65535, and is where the app listens inside", c.Port)
-	case build && (c.Output == "" || c.StartCommand == "" || c.ServiceID == ""):
-		return invalid("task config: mode build needs output, start_command and service_id")
+	case build && (c.Output == "" || c.StartCommand == "" && c.Dockerfile == "" || c.ServiceID == ""):
+		return invalid("task config: mode build needs output, start_command or dockerfile, and service_id")
 	case serves && (r.MemoryMB < leapcell.MinMemoryMB || r.MemoryMB > leapcell.MaxMemoryMB):
 		return invalid("resources: memory is %d MB: it must be from %d to %d, the CPU follows from it", r.MemoryMB, leapcell.MinMemoryMB, leapcell.MaxMemoryMB)
 	case r.MemoryMB <= 0:

@@ -96,7 +96,7 @@ func inside() int {
 		return 0
 	}
 	f := failureOf(err, order)
-	fmt.Println(f.text())
+	fmt.Print(f.text()) // the node says the message
 	if err := hub.fail(context.WithoutCancel(ctx), f); err != nil {
 		fmt.Println("leapcell: the node did not hear of the failure:", err)
 	}

@@ -55,9 +55,13 @@ func (f failure) code() int {
 	return 1
 }
 
-// text is the failure with the lines of the Dockerfile that it is about.
+// text is the lines of the Dockerfile that the failure is about.
 func (f failure) text() string {
-	return strings.Join(append(f.lines, "leapcell: "+f.Message), "\n")
+	var b strings.Builder
+	for _, line := range f.lines {
+		b.WriteString(line + "\n")
+	}
+	return b.String()
 }
 
 func failureOf(err error, o order) failure {
