@@ -65,12 +65,12 @@ type turn struct {
 // suites are several benchmarks on one platform: quick in three minutes, full in thirty.
 var suites = map[string][]turn{
 	"quick": {
-		{"cold", func(c *config) { c.n, c.runtimes = 5, []string{"go"} }},
-		{"resume", func(c *config) { c.n, c.runtimes = 20, []string{"go"} }},
+		{"cold", func(c *config) { c.n, c.runtimes = 5, []string{"probe"} }},
+		{"resume", func(c *config) { c.n, c.runtimes = 20, []string{"probe"} }},
 		{"burst", func(c *config) { c.n, c.services = 3, 5 }},
 		{"routes", func(c *config) { c.n, c.routes = 3, 1500 }},
 		{"idle", func(c *config) { c.idle, c.window = 1, 5*time.Second }},
-		{"mixed", func(c *config) { c.mixed, c.last = 4, 24*time.Second }},
+		{"mixed", func(c *config) { c.mixed, c.last = 4, 30*time.Second }},
 		{"chaos", func(c *config) { c.last = 30 * time.Second }},
 	},
 	"full": {
@@ -92,7 +92,7 @@ func main() {
 	names := append(slices.Sorted(maps.Keys(benches)), slices.Sorted(maps.Keys(suites))...)
 	flag.StringVar(&bench, "bench", "quick", strings.Join(names, ", "))
 	flag.IntVar(&c.n, "n", c.n, "samples per runtime")
-	flag.StringVar(&runtimes, "runtimes", strings.Join(c.runtimes, ","), "cold, resume: samples of the folder examples")
+	flag.StringVar(&runtimes, "runtimes", strings.Join(c.runtimes, ","), "cold, resume: samples of the folder examples, or probe")
 	flag.StringVar(&launchers, "launchers", "", "cold: OCI runtimes to compare, each on a node of its own (default that of the platform)")
 	flag.StringVar(&launcher, "runtime", "", "OCI runtime of the platform (default runc)")
 	flag.StringVar(&out, "out", "", "folder for the reports (default docs/benchmarks; quick: docs/benchmarks/quick)")
