@@ -104,6 +104,16 @@ func (s *Service) Change(files map[string]string) {
 	maps.Copy(s.spec.Files, files)
 }
 
+// Source is what the next deployment of the service's folder has, by path.
+func (s *Service) Source() map[string]string { return maps.Clone(s.spec.Files) }
+
+// At is the service as it is seen under another host.
+func (s *Service) At(host string) *Service {
+	other := *s
+	other.Host = host
+	return &other
+}
+
 // Name is a new name for a service, after the test.
 func Name(t testing.TB) string {
 	base := strings.ReplaceAll(t.Name(), "/", "-")
