@@ -79,6 +79,13 @@ type Deployment struct {
 	Outcome
 }
 
+// LogOptions say how the log of a deployment is read.
+type LogOptions struct {
+	Follow     bool  // until the deployment is done
+	Timestamps bool  // each line begins with its time
+	Offset     int64 // bytes that the reader has already, read with the same Timestamps
+}
+
 // Made is what plans count of a deployment.
 type Made struct {
 	Origin

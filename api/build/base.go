@@ -84,6 +84,9 @@ func (b *Builder) system(ctx context.Context, name string, base Base, progress f
 	repository, tag = "base/"+name, base.tag(b.cfg.Suite)
 	_, err = b.cfg.Images.Resolve(ctx, repository, tag)
 	if leapcell.ErrorCode(err) != leapcell.CodeNotFound {
+		if err == nil {
+			b.refresh(ctx, named{name, base}, progress)
+		}
 		return repository, tag, err // there, or the registry does not answer
 	}
 	f := b.board(name, base, progress)
@@ -119,6 +122,7 @@ func (b *Builder) board(name string, base Base, progress func(string)) seat {
 			b.cfg.Log.Error("base image failed", "base", key, "err", f.err)
 		}
 		b.mu.Lock()
+		b.failed[key] = f.err
 		delete(b.flights, key)
 		b.mu.Unlock()
 		close(f.done)
@@ -129,7 +133,7 @@ func (b *Builder) board(name string, base Base, progress func(string)) seat {
 func (b *Builder) makeBase(ctx context.Context, name string, base Base, say func(string)) error {
 	start := time.Now()
 	repository, tag := "base/"+name, base.tag(b.cfg.Suite)
-	stop := tick(say)
+	stop := tick(name, say)
 	defer stop()
 	if base.Image != "" {
 		say("fetching the " + name + " base image " + base.Image + " (once)…")
@@ -137,7 +141,7 @@ func (b *Builder) makeBase(ctx context.Context, name string, base Base, say func
 		if err != nil {
 			return leapcell.Wrap(leapcell.CodeUnavailable, err, "the base image "+base.Image+" could not be fetched")
 		}
-		_, err = b.cfg.Images.Push(ctx, repository, tag, img)
+		_, err = b.cfg.Images.Push(ctx, repository, tag, made(img, start))
 		return err
 	}
 	say("assembling the " + name + " base image (once, about half a minute)…")
@@ -155,7 +159,7 @@ func (b *Builder) makeBase(ctx context.Context, name string, base Base, say func
 	if err != nil {
 		return fmt.Errorf("base image of %s: %w", name, err)
 	}
-	if _, err := b.cfg.Images.Push(ctx, repository, tag, img); err != nil {
+	if _, err := b.cfg.Images.Push(ctx, repository, tag, made(img, start)); err != nil {
 		return err
 	}
 	say(fmt.Sprintf("the %s base image is ready after %s", name, time.Since(start).Round(time.Second)))
@@ -164,7 +168,7 @@ func (b *Builder) makeBase(ctx context.Context, name string, base Base, say func
 }
 
 // tick says now and then how long it has been.
-func tick(say func(string)) (stop func()) {
+func tick(name string, say func(string)) (stop func()) {
 	start := time.Now()
 	done := make(chan struct{})
 	go func() {
@@ -173,7 +177,7 @@ func tick(say func(string)) (stop func()) {
 		for {
 			select {
 			case <-ticker.C:
-				say(fmt.Sprintf("… %s", time.Since(start).Round(time.Second)))
+				say(fmt.Sprintf("… %s base image: %s", name, time.Since(start).Round(time.Second)))
 			case <-done:
 				return
 			}

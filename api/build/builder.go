@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
@@ -36,6 +37,7 @@ type Config struct {
 	// beside these "mirror", with the address of a Debian mirror a line, and
 	// "ca-certificates.crt". All are optional.
 	AptConfigDir string
+	MaxAge       time.Duration // of base images, from which they are made anew; 0 is never
 	Log          *slog.Logger
 }
 
@@ -49,7 +51,9 @@ type Builder struct {
 	cancel context.CancelFunc
 
 	mu      sync.Mutex
-	flights map[string]*flight // by runtime and tag
+	flights map[string]*flight   // by name and tag
+	failed  map[string]error     // how the last try of each ended
+	tried   map[string]time.Time // when an old one was made anew, by name
 	running sync.WaitGroup
 }
 
@@ -84,7 +88,7 @@ func New(cfg Config) (*Builder, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("build: %w", err)
 	}
-	b := &Builder{cfg: cfg, flights: map[string]*flight{}}
+	b := &Builder{cfg: cfg, flights: map[string]*flight{}, failed: map[string]error{}, tried: map[string]time.Time{}}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	return b, nil
 }

@@ -1,10 +1,13 @@
 package build
 
 import (
+	"archive/tar"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/leapcell/leapcell"
 )
@@ -154,4 +157,59 @@ func FuzzDefaults(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A system is made anew on demand and by age, under its name, and says when it was made.
+func TestRefresh(t *testing.T) {
+	system := filepath.Join(t.TempDir(), "system.tar")
+	writeTestTar(t, system, tar.Header{Name: "./bin/sh", Typeflag: tar.TypeReg})
+	runs := fakeAssembler(t, "cat "+system)
+	b := newBuilder(t, func(c *Config) { c.MaxAge = 24 * time.Hour })
+	python, err := b.Runtime("python")
+	if err != nil {
+		t.Fatal(err)
+	}
+	assembled := func() int {
+		n, _ := os.ReadFile(runs)
+		return strings.Count(string(n), "run")
+	}
+	said := func(string) {}
+	if _, _, err := b.Base(t.Context(), python, said); err != nil {
+		t.Fatal(err)
+	}
+	all, err := b.Statuses(t.Context())
+	if err != nil || len(all) != 4 || len(all[0].Systems) != 1 || len(all[2].Systems) != 2 {
+		t.Fatalf("%+v, %v", all, err)
+	}
+	if s := all[0].Systems[0]; s.Image == "" || time.Since(s.MadeAt) > time.Hour || s.Making || s.Error != "" {
+		t.Errorf("python: %+v", s)
+	}
+	if s := all[2].Systems[0]; s.Image != "" || !s.MadeAt.IsZero() {
+		t.Errorf("go: %+v", s)
+	}
+	if _, _, err := b.Base(t.Context(), python, said); err != nil || assembled() != 1 {
+		t.Errorf("a young one was assembled %d times, %v", assembled(), err)
+	}
+	if err := b.Update(t.Context(), python, said); err != nil || assembled() != 2 {
+		t.Errorf("on demand: assembled %d times, %v", assembled(), err)
+	}
+	// Old by now: whoever asks gets it at once, the new one is made meanwhile, and once.
+	b.cfg.MaxAge = time.Nanosecond
+	for range 2 {
+		if _, _, err := b.Base(t.Context(), python, said); err != nil {
+			t.Fatal(err)
+		}
+		b.running.Wait()
+	}
+	if assembled() != 3 {
+		t.Errorf("by age: assembled %d times", assembled())
+	}
+	// A try that fails is told, and the former one stays.
+	fakeAssembler(t, "exit 1")
+	if err := b.Update(t.Context(), python, said); err == nil {
+		t.Error("no error")
+	}
+	if all, err = b.Statuses(t.Context()); err != nil || all[0].Systems[0].Error == "" || all[0].Systems[0].Image == "" {
+		t.Errorf("%+v, %v", all[0].Systems, err)
+	}
 }

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -178,8 +179,8 @@ func (c *Client) wait(ctx context.Context, id string) (leapcell.Deployment, erro
 
 // DeploymentLog streams a deployment's log; when it follows, until the deployment is done.
 // Close it. A Read that ends with anything but io.EOF means that the rest is missing.
-func (c *Client) DeploymentLog(ctx context.Context, id string, follow bool) (io.ReadCloser, error) {
-	return c.stream(ctx, "/v1/deployments/"+escape(id)+"/log?follow="+strconv.FormatBool(follow))
+func (c *Client) DeploymentLog(ctx context.Context, id string, o leapcell.LogOptions) (io.ReadCloser, error) {
+	return c.stream(ctx, fmt.Sprintf("/v1/deployments/%s/log?follow=%t&timestamps=%t&offset=%d", escape(id), o.Follow, o.Timestamps, o.Offset))
 }
 
 // LogOptions say which part of a service's log to read.

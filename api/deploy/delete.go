@@ -41,6 +41,7 @@ func (d *Deployer) DeleteService(ctx context.Context, svc leapcell.Service) (err
 	if err := d.cfg.Nomad.DeleteVariable(ctx, leapcell.EnvPrefix+svc.ID); err != nil {
 		return err
 	}
+	d.done.Go(func() { d.quiet(svc.ID, d.ClearCache(d.ctx, svc)) })
 	// What is left in the registry costs room, but harms nobody.
 	d.quiet(svc.ID, d.cfg.ForgetImages(svc.ID))
 	return nil

@@ -211,7 +211,7 @@ func TestWaitsForNomad(t *testing.T) {
 	w.down = leapcell.Errorf(leapcell.CodeUnavailable, "Nomad does not answer")
 	d := w.deployer(w.view(0, false), nil)
 	dep := w.submit(d)
-	r, err := d.Log(t.Context(), dep.ID, true)
+	r, err := d.Log(t.Context(), dep.ID, leapcell.LogOptions{Follow: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -310,7 +310,7 @@ func TestBuildsQueue(t *testing.T) {
 		t.Fatalf("%s builds", got)
 	}
 	two := w.submit(d)
-	r, err := d.Log(t.Context(), two.ID, true)
+	r, err := d.Log(t.Context(), two.ID, leapcell.LogOptions{Follow: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -162,6 +162,7 @@ type Deployer struct {
 	done   sync.WaitGroup
 
 	admitting   sync.Mutex // held while deployments are counted and another is added
+	clearing    sync.Mutex // held while nodes remove build caches
 	registering sync.Mutex // held while a job is registered, or looked at and then purged
 
 	mu       sync.Mutex
@@ -293,11 +294,11 @@ func (d *Deployer) Wait(ctx context.Context, id string) (leapcell.Deployment, er
 
 // Log streams a deployment's log; when it follows, until nobody works on the deployment any
 // more. Close it.
-func (d *Deployer) Log(ctx context.Context, id string, follow bool) (io.ReadCloser, error) {
+func (d *Deployer) Log(ctx context.Context, id string, o leapcell.LogOptions) (io.ReadCloser, error) {
 	if _, err := d.cfg.Store.Deployment(ctx, id); err != nil {
 		return nil, err
 	}
-	return d.logs.read(ctx, id, follow)
+	return d.logs.read(ctx, id, o)
 }
 
 // Resume takes up what a former process left: unfinished deployments, environments that are

@@ -725,7 +725,7 @@ func (w *world) finish(d *Deployer, id string) leapcell.Deployment {
 
 func readLog(t *testing.T, d *Deployer, id string) string {
 	t.Helper()
-	r, err := d.Log(t.Context(), id, false)
+	r, err := d.Log(t.Context(), id, leapcell.LogOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -256,6 +256,10 @@ func (d *Deployer) tidy() {
 			d.tidyPrefetch(job.ID, of)
 			continue
 		}
+		if strings.HasPrefix(job.ID, leapcell.ForgetPrefix) {
+			d.quiet(job.ID, d.cfg.Nomad.Stop(d.ctx, job.ID, true))
+			continue
+		}
 		dep, err := d.cfg.Store.Deployment(d.ctx, job.ID)
 		switch {
 		case leapcell.ErrorCode(err) == leapcell.CodeNotFound && job.Stop:

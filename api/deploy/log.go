@@ -10,13 +10,17 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
+	"time"
+
+	"github.com/leapcell/leapcell"
 )
 
-// Log files hold one record a line. The first byte says of which kind it is, so that the
-// number of bytes taken from the build's output can be told from the file itself: after a
-// kill -9 the stream goes on exactly there.
+// Log files hold one record a line: its kind, the time in milliseconds since 1970, a space, the
+// text. The number of bytes taken from the build's output can be told from the file itself: after
+// a kill -9 the stream goes on exactly there.
 const (
 	platformLine = 'P' // a line of ours
 	buildLine    = 'B' // a line of the build
@@ -112,10 +116,31 @@ func (f *logFile) load() {
 	f.file = file
 }
 
+// stampDigits are those of the time in a record, for some centuries.
+const stampDigits = 13
+
+// stamp begins a record of that kind.
+func stamp(kind byte, at time.Time) string {
+	return fmt.Sprintf("%c%0*d ", kind, stampDigits, at.UnixMilli())
+}
+
+// parseRecord takes a record apart. One without a time is of a former release.
+func parseRecord(record string) (kind byte, at time.Time, text string) {
+	kind, text = record[0], strings.TrimSuffix(record[1:], "\n")
+	if len(text) <= stampDigits || text[stampDigits] != ' ' {
+		return kind, at, text
+	}
+	ms, err := strconv.ParseUint(text[:stampDigits], 10, 63)
+	if err != nil {
+		return kind, at, text
+	}
+	return kind, time.UnixMilli(int64(ms)), text[stampDigits+1:]
+}
+
 // count takes notice of a record of the build.
 func (f *logFile) count(record string) {
-	text := record[1 : len(record)-1]
-	switch record[0] {
+	kind, _, text := parseRecord(record)
+	switch kind {
 	case buildLine:
 		f.build += int64(len(text)) + 1
 		f.last = append(f.last, f.partial+text)
@@ -131,8 +156,9 @@ func (f *logFile) count(record string) {
 func (f *logFile) say(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	var out strings.Builder
+	head := stamp(platformLine, time.Now())
 	for line := range strings.Lines(text) {
-		out.WriteByte(platformLine)
+		out.WriteString(head)
 		out.WriteString(strings.TrimRight(line, "\r\n"))
 		out.WriteByte('\n')
 	}
@@ -148,17 +174,18 @@ func (f *logFile) Write(p []byte) (int, error) {
 	if f.build >= maxBuildLog {
 		if !f.full {
 			f.full = true
-			f.append(fmt.Sprintf("%cthe rest of the build's output is left out: it is over %d MB\n", platformLine, maxBuildLog>>20))
+			f.append(fmt.Sprintf("%sthe rest of the build's output is left out: it is over %d MB\n", stamp(platformLine, time.Now()), maxBuildLog>>20))
 		}
 		return len(p), nil
 	}
 	var out strings.Builder
+	now := time.Now()
 	for line := range bytes.Lines(p) {
 		text, whole := bytes.CutSuffix(line, []byte("\n"))
 		if whole {
-			out.WriteByte(buildLine)
+			out.WriteString(stamp(buildLine, now))
 		} else {
-			out.WriteByte(buildPart)
+			out.WriteString(stamp(buildPart, now))
 		}
 		out.Write(text)
 		out.WriteByte('\n')
@@ -231,9 +258,9 @@ func (f *logFile) state() (size int64, closed bool, changed <-chan struct{}) {
 	return f.size, f.closed, f.changed
 }
 
-// read gives the log of a deployment as people read it. When follow is set and somebody
-// writes it, it ends when that ends, or with ctx.
-func (l *logs) read(ctx context.Context, id string, follow bool) (io.ReadCloser, error) {
+// read gives the log of a deployment as people read it. When it follows and somebody writes it, it
+// ends when that ends, or with ctx.
+func (l *logs) read(ctx context.Context, id string, o leapcell.LogOptions) (io.ReadCloser, error) {
 	l.mu.Lock()
 	writer := l.open[id]
 	l.mu.Unlock()
@@ -248,7 +275,7 @@ func (l *logs) read(ctx context.Context, id string, follow bool) (io.ReadCloser,
 	out, in := io.Pipe()
 	go func() {
 		defer file.Close()
-		in.CloseWithError(copyRecords(ctx, in, file, writer, follow))
+		in.CloseWithError(copyRecords(ctx, in, file, writer, o))
 	}()
 	return &logReader{out, cancel}, nil
 }
@@ -264,8 +291,8 @@ func (r *logReader) Close() error {
 }
 
 // copyRecords writes what is in the log, and follows writer.
-func copyRecords(ctx context.Context, out io.Writer, file *os.File, writer *logFile, follow bool) error {
-	records := &recordWriter{out: out}
+func copyRecords(ctx context.Context, out io.Writer, file *os.File, writer *logFile, o leapcell.LogOptions) error {
+	records := &recordWriter{out: &skipWriter{out, o.Offset}, times: o.Timestamps}
 	var done int64
 	for {
 		var size int64
@@ -282,7 +309,7 @@ func copyRecords(ctx context.Context, out io.Writer, file *os.File, writer *logF
 			return err
 		}
 		done = size
-		if closed || !follow {
+		if closed || !o.Follow {
 			return records.end()
 		}
 		select {
@@ -293,9 +320,27 @@ func copyRecords(ctx context.Context, out io.Writer, file *os.File, writer *logF
 	}
 }
 
+// skipWriter leaves out what its reader has already. The log only grows, and what is in it is
+// always written in the same way: so many bytes are so many bytes.
+type skipWriter struct {
+	out  io.Writer
+	skip int64
+}
+
+func (w *skipWriter) Write(p []byte) (int, error) {
+	n := min(int64(len(p)), w.skip)
+	w.skip -= n
+	if n == int64(len(p)) {
+		return len(p), nil
+	}
+	_, err := w.out.Write(p[n:])
+	return len(p), err
+}
+
 // recordWriter writes records as lines.
 type recordWriter struct {
 	out   io.Writer
+	times bool // each line begins with its time
 	inner bool // within a line of the build
 }
 
@@ -306,24 +351,29 @@ func (w *recordWriter) copy(in *bufio.Reader) error {
 		if err != nil { // half a record: its writer was killed
 			return buffered.Flush()
 		}
-		text := record[1:]
-		switch record[0] {
-		case platformLine:
-			text = linePrefix + text
-			if w.inner {
-				text = "\n" + text
-			}
-			w.inner = false
-		case buildPart:
-			text = text[:len(text)-1]
-			w.inner = true
-		default:
-			w.inner = false
-		}
-		if _, err := buffered.WriteString(text); err != nil {
+		if _, err := buffered.WriteString(w.line(record)); err != nil {
 			return err
 		}
 	}
+}
+
+// line is what a record adds to the log.
+func (w *recordWriter) line(record string) string {
+	kind, at, text := parseRecord(record)
+	before := ""
+	if kind == platformLine {
+		text = linePrefix + text
+		if w.inner {
+			before, w.inner = "\n", false
+		}
+	}
+	if w.times && !w.inner {
+		before += at.UTC().Format("2006-01-02T15:04:05.000Z ")
+	}
+	if w.inner = kind == buildPart; w.inner {
+		return before + text
+	}
+	return before + text + "\n"
 }
 
 func (w *recordWriter) end() error {

@@ -26,7 +26,7 @@ func newTestLogs(t *testing.T) *logs {
 
 func all(t *testing.T, l *logs, id string) string {
 	t.Helper()
-	r, err := l.read(t.Context(), id, false)
+	r, err := l.read(t.Context(), id, leapcell.LogOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,7 +121,7 @@ func TestFollow(t *testing.T) {
 	l := newTestLogs(t)
 	f := l.begin("a")
 	f.say("one")
-	r, err := l.read(t.Context(), "a", true)
+	r, err := l.read(t.Context(), "a", leapcell.LogOptions{Follow: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +147,7 @@ func TestFollow(t *testing.T) {
 	f = l.begin("b")
 	defer f.close()
 	ctx, cancel := context.WithCancel(t.Context())
-	r, err = l.read(ctx, "b", true)
+	r, err = l.read(ctx, "b", leapcell.LogOptions{Follow: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -214,5 +214,65 @@ func TestServiceLogs(t *testing.T) {
 	cancel()
 	if _, err := io.Copy(io.Discard, r); err == nil {
 		t.Error("it goes on after the end of its context")
+	}
+}
+
+// Each line has the time at which it began, and whoever comes back with the number of bytes that it
+// has gets the rest and nothing twice, wherever it was cut.
+func TestLogTimesAndOffsets(t *testing.T) {
+	l, err := newLogs(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := l.begin("a")
+	f.say("building")
+	for _, part := range []string{"one\ntw", "o", "\nthr"} {
+		if _, err := f.Write([]byte(part)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.say("failed: x")
+	f.close()
+	read := func(o leapcell.LogOptions) string {
+		t.Helper()
+		r, err := l.read(t.Context(), "a", o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		b, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	plain := "==> building\none\ntwo\nthr\n==> failed: x\n"
+	if got := read(leapcell.LogOptions{}); got != plain {
+		t.Errorf("%q, want %q", got, plain)
+	}
+	timed := read(leapcell.LogOptions{Timestamps: true})
+	var text strings.Builder
+	for line := range strings.Lines(timed) {
+		at, rest, _ := strings.Cut(line, " ")
+		if when, err := time.Parse("2006-01-02T15:04:05.000Z", at); err != nil || time.Since(when) > time.Hour {
+			t.Errorf("line %q: %v", line, err)
+		}
+		text.WriteString(rest)
+	}
+	if text.String() != plain {
+		t.Errorf("%q, want %q", timed, plain)
+	}
+	for _, o := range []leapcell.LogOptions{{}, {Timestamps: true}} {
+		whole := read(o)
+		for i := range len(whole) + 2 {
+			o.Offset = int64(i)
+			if got := read(o); got != whole[min(i, len(whole)):] {
+				t.Fatalf("from %d: %q", i, got)
+			}
+		}
+	}
+	// What a former release wrote has no times.
+	if kind, at, text := parseRecord("Bold line\n"); kind != buildLine || !at.IsZero() || text != "old line" {
+		t.Errorf("%c %v %q", kind, at, text)
 	}
 }

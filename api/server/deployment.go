@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"mime"
 	"net/http"
 	"path"
@@ -295,13 +296,22 @@ func (s *Server) putTraffic(c *gin.Context) error {
 }
 
 func (s *Server) deploymentLog(c *gin.Context) error {
-	follow, err := boolQuery(c, "follow")
+	var o leapcell.LogOptions
+	var err error
+	if o.Follow, err = boolQuery(c, "follow"); err != nil {
+		return err
+	}
+	if o.Timestamps, err = boolQuery(c, "timestamps"); err != nil {
+		return err
+	}
+	offset, err := intQuery(c, "offset", 0, 0, math.MaxInt)
 	if err != nil {
 		return err
 	}
+	o.Offset = int64(offset)
 	ctx, stop := s.untilStop(c)
 	defer stop()
-	r, err := s.cfg.Deployer.Log(ctx, c.Param("deployment"), follow)
+	r, err := s.cfg.Deployer.Log(ctx, c.Param("deployment"), o)
 	if err != nil {
 		return err
 	}

@@ -66,7 +66,7 @@ func (*Server) routes() []Route {
 		{http.MethodGet, "/v1/deployments/:deployment", Admin, "Gives one deployment.",
 			"", "200 deployment", (*Server).getDeployment},
 		{http.MethodGet, "/v1/deployments/:deployment/log", Admin, "Streams the log of a deployment. When it follows, the stream ends with the deployment.",
-			"`?follow=true`", "200 text, line by line", (*Server).deploymentLog},
+			"`?follow=true&timestamps=true&offset=`: the bytes that were read before, with the same `timestamps`", "200 text, line by line", (*Server).deploymentLog},
 		{http.MethodGet, "/v1/deployments/:deployment/wait", Admin, "Waits until the deployment is done, and gives it as it is then or at the timeout.",
 			"`?timeout=60s` (at most 5m)", "200 deployment", (*Server).waitDeployment},
 		{http.MethodPost, "/v1/deployments/:deployment/cancel", Admin, "Stops a deployment that is not done.",
@@ -81,6 +81,13 @@ func (*Server) routes() []Route {
 			"", "204", (*Server).disconnect},
 		{http.MethodPost, "/v1/hooks/:connection", Signed, "Takes in an event of a GitHub, GitLab, Gitea or Forgejo that is signed with the connection's secret.",
 			"the host's event, as `application/json`, at most 5 MB", "202 `{accepted}`; 200 `{ignored}` with the reason; 401 for a wrong signature", (*Server).receiveHook},
+
+		{http.MethodDelete, "/v1/services/:service/cache", Admin, "Removes what nodes keep between builds of the service: the next one fetches its dependencies anew.",
+			"", "204", (*Server).clearCache},
+		{http.MethodGet, "/v1/runtimes", Admin, "Lists the runtimes, with the systems that builds and instances stand on.",
+			"", "200 `[{name, version, versions, packages, image, buildCommand, startCommand, caches, systems: [{name, image, madeAt, making, error}]}]`", (*Server).listRuntimes},
+		{http.MethodPost, "/v1/runtimes/:runtime/update", Admin, "Makes the systems of a runtime anew and streams how it goes; it goes on when the stream is left. The list says how it ended.",
+			"", "200 text, line by line", (*Server).updateRuntime},
 
 		{http.MethodGet, "/v1/services/:service/env", Admin, "Lists the names of the environment variables. Values cannot be read back.",
 			"", "200 `{version, names}`", (*Server).getEnv},

@@ -12,6 +12,7 @@ import (
 
 	"github.com/gin-gonic/gin"
 	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/api/build"
 	"golang.org/x/sync/singleflight"
 	"golang.org/x/time/rate"
 )
@@ -26,6 +27,7 @@ type Config struct {
 	Instances   InstanceLister
 	Scaler      Scaler
 	Cleaner     Cleaner
+	Runtimes    Runtimes
 	Checks      map[string]func(context.Context) error // by name of the part: "nomad", "vault", …
 	Domain      string                                 // services get names below it
 	PublicURL   string                                 // how visitors reach the edge: scheme and port are taken from it
@@ -82,14 +84,24 @@ type Deployer interface {
 	Traffic(ctx context.Context, svc leapcell.Service) (*leapcell.Split, error)
 	// Cancel stops a deployment that is not done.
 	Cancel(ctx context.Context, id string) error
+	// ClearCache removes what nodes keep between builds of a service.
+	ClearCache(ctx context.Context, svc leapcell.Service) error
 	// DeleteService removes the service's route, jobs and images. It may be repeated.
 	DeleteService(ctx context.Context, svc leapcell.Service) error
 	// Log streams a deployment's log; when it follows, until the deployment is done.
-	Log(ctx context.Context, id string, follow bool) (io.ReadCloser, error)
+	Log(ctx context.Context, id string, o leapcell.LogOptions) (io.ReadCloser, error)
 	// Place is that of a deployment in the queue for builds, 1 for the next; 0 for none.
 	Place(ctx context.Context, dep leapcell.Deployment) int
 	// Wait blocks until the deployment is done or ctx ends.
 	Wait(ctx context.Context, id string) (leapcell.Deployment, error)
+}
+
+// Runtimes are the operator's table and the systems that it stands on.
+type Runtimes interface {
+	Runtime(name string) (build.Runtime, error)
+	Statuses(ctx context.Context) ([]build.Status, error)
+	// Update makes the systems of a runtime anew and tells progress; it goes on when ctx ends.
+	Update(ctx context.Context, r build.Runtime, progress func(string)) error
 }
 
 // ServiceLogger streams what a service's instances write: the last tail lines first, then,

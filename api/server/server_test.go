@@ -33,6 +33,7 @@ type platform struct {
 	store      *store.Store
 	client     *client.Client
 	log        *lockedBuffer
+	cleared    []string // services whose build caches were removed
 	submit     func(leapcell.Service, leapcell.Source, io.Reader) (leapcell.Deployment, error)
 	wait       func(context.Context, string) (leapcell.Deployment, error)
 	deployLog  func(ctx context.Context, follow bool) (io.ReadCloser, error)
@@ -91,6 +92,11 @@ func (p *platform) Rollback(_ context.Context, svc leapcell.Service, id string) 
 	return leapcell.Deployment{ID: svc.Name + "-1"}, nil
 }
 
+func (p *platform) ClearCache(_ context.Context, svc leapcell.Service) error {
+	p.cleared = append(p.cleared, svc.ID)
+	return nil
+}
+
 func (p *platform) Place(context.Context, leapcell.Deployment) int { return 0 }
 
 func (p *platform) Cancel(ctx context.Context, id string) error {
@@ -103,8 +109,8 @@ func (p *platform) DeleteService(_ context.Context, svc leapcell.Service) error 
 	return nil
 }
 
-func (p *platform) Log(ctx context.Context, _ string, follow bool) (io.ReadCloser, error) {
-	return p.deployLog(ctx, follow)
+func (p *platform) Log(ctx context.Context, _ string, o leapcell.LogOptions) (io.ReadCloser, error) {
+	return p.deployLog(ctx, o.Follow)
 }
 
 func (p *platform) Wait(ctx context.Context, id string) (leapcell.Deployment, error) {
@@ -652,7 +658,7 @@ func TestBrokenStreamIsNotTakenForWhole(t *testing.T) {
 	p.deployLog = func(context.Context, bool) (io.ReadCloser, error) {
 		return io.NopCloser(io.MultiReader(strings.NewReader("half\n"), failingReader{})), nil
 	}
-	r, err := p.client.DeploymentLog(t.Context(), "python-1", false)
+	r, err := p.client.DeploymentLog(t.Context(), "python-1", leapcell.LogOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -664,7 +670,7 @@ func TestBrokenStreamIsNotTakenForWhole(t *testing.T) {
 	p.deployLog = func(context.Context, bool) (io.ReadCloser, error) {
 		return io.NopCloser(strings.NewReader("whole\n")), nil
 	}
-	if r, err = p.client.DeploymentLog(t.Context(), "python-1", true); err != nil {
+	if r, err = p.client.DeploymentLog(t.Context(), "python-1", leapcell.LogOptions{Follow: true}); err != nil {
 		t.Fatal(err)
 	}
 	defer r.Close()
@@ -782,4 +788,18 @@ func FuzzCleanRootDir(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestClearCache(t *testing.T) {
+	p := newPlatform(t, nil)
+	svc, err := p.client.CreateService(t.Context(), "python", leapcell.Settings{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.client.ClearCache(t.Context(), "python"); err != nil || len(p.cleared) != 1 || p.cleared[0] != svc.ID {
+		t.Errorf("cleared %q, %v", p.cleared, err)
+	}
+	if err := p.client.ClearCache(t.Context(), "none"); leapcell.ErrorCode(err) != leapcell.CodeNotFound {
+		t.Errorf("error is %v", err)
+	}
 }

@@ -22,7 +22,7 @@ type settingFlags struct {
 	runtime, build, start, mode, memory                      string
 	port, minInstances, maxInstances, concurrency            int
 	startTimeout, requestTimeout, dormantAfter, scaleInDelay time.Duration
-	ignorePaths, ignoreAgents                                []string
+	ignorePaths, ignoreAgents, buildEnv                      []string
 }
 
 func (f *settingFlags) register(cmd *cobra.Command) {
@@ -40,6 +40,7 @@ func (f *settingFlags) register(cmd *cobra.Command) {
 	fl.DurationVar(&f.requestTimeout, "request-timeout", 0, "how long one request may take; default 15m")
 	fl.DurationVar(&f.dormantAfter, "dormant-after", 0, "without visits for so long it has no instances; default 30m")
 	fl.DurationVar(&f.scaleInDelay, "scale-in-delay", 0, "how long an instance too many stays; default 1m")
+	fl.StringSliceVar(&f.buildEnv, "build-env", nil, "names of the service's variables that builds see, such as NPM_TOKEN; hidden in the log, never in the image")
 	fl.StringSliceVar(&f.ignorePaths, "ignore-paths", nil, "paths that the edge answers with 204 and that wake nothing, such as /healthz or /bots/*")
 	fl.StringSliceVar(&f.ignoreAgents, "ignore-agents", nil, "the same for parts of a User-Agent, such as UptimeRobot")
 	none := cobra.ShellCompDirectiveNoFileComp
@@ -53,7 +54,7 @@ func (f *settingFlags) settings(*cobra.Command) (leapcell.Settings, error) {
 		MinInstances: f.minInstances, MaxInstances: f.maxInstances, Concurrency: f.concurrency,
 		StartTimeout: leapcell.Duration(f.startTimeout), RequestTimeout: leapcell.Duration(f.requestTimeout),
 		DormantAfter: leapcell.Duration(f.dormantAfter), ScaleInDelay: leapcell.Duration(f.scaleInDelay),
-		IgnorePaths: f.ignorePaths, IgnoreAgents: f.ignoreAgents,
+		IgnorePaths: f.ignorePaths, IgnoreAgents: f.ignoreAgents, BuildEnv: f.buildEnv,
 	}
 	var err error
 	if s.MemoryMB, err = parseMemory(f.memory); err != nil {
@@ -248,7 +249,7 @@ func (a *app) follow(ctx context.Context, c *client.Client, d leapcell.Deploymen
 	if a.output == "json" {
 		log = a.err
 	}
-	if err := copyLog(ctx, c, d.ID, log); err != nil && ctx.Err() == nil {
+	if err := copyLog(ctx, c, d.ID, log, a.timestamps); err != nil && ctx.Err() == nil {
 		fmt.Fprintf(a.err, "(the log is interrupted: %s)\n", leapcell.ErrorMessage(err)) // the outcome counts
 	}
 	done, err := c.Wait(ctx, d.ID)
@@ -266,19 +267,17 @@ func (a *app) follow(ctx context.Context, c *client.Client, d leapcell.Deploymen
 const logOutage = time.Minute
 
 // copyLog follows the log to its end. After a break it goes on where it was.
-func copyLog(ctx context.Context, c *client.Client, id string, w io.Writer) error {
-	var shown int64
+func copyLog(ctx context.Context, c *client.Client, id string, w io.Writer, timestamps bool) error {
+	o := leapcell.LogOptions{Follow: true, Timestamps: timestamps}
 	lost := time.Time{}
 	for {
-		stream, err := c.DeploymentLog(ctx, id, true)
+		stream, err := c.DeploymentLog(ctx, id, o)
 		if err == nil {
-			if _, err = io.CopyN(io.Discard, stream, shown); err == nil {
-				var n int64
-				n, err = io.Copy(w, stream)
-				shown += n
-				if n > 0 {
-					lost = time.Time{}
-				}
+			var n int64
+			n, err = io.Copy(w, stream)
+			o.Offset += n
+			if n > 0 {
+				lost = time.Time{}
 			}
 			stream.Close()
 			if err == nil {

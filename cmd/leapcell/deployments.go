@@ -90,7 +90,7 @@ func (a *app) deploymentCommand() *cobra.Command {
 	}
 	log := &cobra.Command{
 		Use: "log DEPLOYMENT", Short: "Print the log of a deployment", Args: exactly(1, "DEPLOYMENT"),
-		Example: "  leapcell deployment log go-3 -f",
+		Example: "  leapcell deployment log go-3 -f\n  leapcell deployment log go-3 --timestamps",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client()
 			if err != nil {
@@ -103,7 +103,7 @@ func (a *app) deploymentCommand() *cobra.Command {
 				}
 				return a.follow(cmd.Context(), c, d)
 			}
-			stream, err := c.DeploymentLog(cmd.Context(), args[0], false)
+			stream, err := c.DeploymentLog(cmd.Context(), args[0], leapcell.LogOptions{Timestamps: a.timestamps})
 			if err != nil {
 				return err
 			}
@@ -112,6 +112,7 @@ func (a *app) deploymentCommand() *cobra.Command {
 			return err
 		},
 	}
+	log.Flags().BoolVarP(&a.timestamps, "timestamps", "t", false, "begin each line with its time")
 	log.Flags().BoolVarP(&follow, "follow", "f", false, "until the deployment is done")
 	cancel := &cobra.Command{
 		Use: "cancel DEPLOYMENT", Short: "Stop a deployment that is not done", Args: exactly(1, "DEPLOYMENT"),

@@ -27,6 +27,8 @@ type app struct {
 	token     string
 	tokenFile string
 	output    string
+
+	timestamps bool // of the lines of a deployment's log
 }
 
 // run is the whole program: it parses args, does it, and gives the exit code.

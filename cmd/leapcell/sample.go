@@ -66,7 +66,7 @@ func (s *sample) deploy(ctx context.Context, note func(string, ...any)) error {
 		return err
 	}
 	lines := &noteLines{note: note}
-	_ = copyLog(ctx, c, d.ID, lines) // the outcome counts
+	_ = copyLog(ctx, c, d.ID, lines, false) // the outcome counts
 	lines.flush()
 	if d, err = c.Wait(ctx, d.ID); err != nil {
 		return err

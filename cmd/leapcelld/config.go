@@ -45,6 +45,7 @@ type Config struct {
 
 	RuntimesFile   string
 	BaseSuite      string
+	BaseAge        time.Duration
 	AptConfigDir   string
 	Mirrors        string
 	Plan           leapcell.Plan // as the flag of that name says, changed by the others
@@ -64,7 +65,7 @@ func defaults() Config {
 		Domain: "leapcell.localhost", PublicURL: "http://leapcell.localhost:8080",
 		UploadLimit: 100 << 20, CallsPerMinute: 10_000,
 		MetricsServices: 100,
-		BaseSuite:       "trixie", Plan: leapcell.Plans()[0],
+		BaseSuite:       "trixie", BaseAge: 30 * 24 * time.Hour, Plan: leapcell.Plans()[0],
 	}
 }
 
@@ -95,6 +96,7 @@ func (c *Config) flags(out io.Writer) *flag.FlagSet {
 	f.StringVar(&c.RuntimesFile, "runtimes-file", c.RuntimesFile, "YAML file with runtimes of your own or changes to the built-in ones (default none)")
 	f.StringVar(&c.BaseSuite, "base-suite", c.BaseSuite, "Debian suite that base images are assembled from")
 	f.StringVar(&c.Mirrors, "mirrors", c.Mirrors, "where images of a registry are read instead, such as docker.io=registry.example.com/hub,quay.io=http://10.0.0.5:5000/quay; a registry that leads to itself need not be public (default none)")
+	f.DurationVar(&c.BaseAge, "base-age", c.BaseAge, "base images older than this are made anew when they are next used; 0 is never")
 	f.StringVar(&c.AptConfigDir, "apt-config-dir", c.AptConfigDir, "folder with apt settings for assembling base images (default none)")
 	c.planFlags(f)
 	f.BoolVar(&c.AllowFileURLs, "allow-file-urls", c.AllowFileURLs, "let deployments read git repositories on this machine's disk (file://)")
