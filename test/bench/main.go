@@ -62,7 +62,7 @@ type turn struct {
 	change func(*config)
 }
 
-// suites are several benchmarks on one platform: quick in three minutes, full in thirty.
+// suites are several benchmarks on one platform: quick is to take three minutes, full thirty.
 var suites = map[string][]turn{
 	"quick": {
 		{"cold", func(c *config) { c.n, c.runtimes = 5, []string{"probe"} }},
