@@ -38,7 +38,7 @@ type Stats struct {
 // Cell is a running instance or build.
 type Cell struct {
 	config  Config
-	engine  engine // that made it
+	beside  func() (*direct, error) // makes the processes of commands
 	group   cgroup
 	process *process
 	started time.Time

@@ -175,24 +175,25 @@ func (g *cgroup1) watchOOM(f func()) (stop func(), err error) {
 	}
 	go func() {
 		defer control.Close()
-		buf := make([]byte, 8)
-		for {
+		// The cell runs already: what happened before now has no event any more.
+		n, err := g.oomKills()
+		killed, buf := err == nil && n > 0, make([]byte, 8)
+		for !killed {
 			if _, err := event.Read(buf); err != nil {
 				return // stopped
 			}
-			if g.killedSoon() {
-				f()
-				return
-			}
+			killed = g.killedSoon()
 		}
+		f()
 	}()
 	return func() { event.Close() }, nil
 }
 
-// killedSoon waits for the kill that follows an out-of-memory event. It gives up after a
-// second: memory may have become free instead, or the group is being removed.
+// killedSoon waits for the kill that follows an out-of-memory event. On a busy machine it may take
+// long. It gives up after a minute: memory may have become free instead; or at once when the group is gone.
 func (g *cgroup1) killedSoon() bool {
-	for deadline := time.Now().Add(time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	pause := time.Millisecond
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(pause) {
 		n, err := g.oomKills()
 		if err != nil {
 			return false
@@ -200,6 +201,7 @@ func (g *cgroup1) killedSoon() bool {
 		if n > 0 {
 			return true
 		}
+		pause = min(pause*2, 50*time.Millisecond)
 	}
 	return false
 }

@@ -61,8 +61,8 @@ func directAvailable() error {
 	}
 	var major, minor int
 	release := unix.ByteSliceToString(u.Release[:])
-	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil || major < 5 || major == 5 && minor < 10 {
-		return leapcell.Errorf(leapcell.CodeUnavailable, "the runtime %s needs Linux 5.10 or later, this is %s: use runc", Direct, release)
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil || major < 5 || major == 5 && minor < 12 {
+		return leapcell.Errorf(leapcell.CodeUnavailable, "the runtime %s needs Linux 5.12 or later, this is %s: use runc", Direct, release)
 	}
 	// Between the change of the user and the program, the process still has our memory. The
 	// kernel shields it from that user, unless it is told to dump the core of such processes.
@@ -240,12 +240,14 @@ func (d *direct) groups(c Config) error {
 
 // born is the version 2 cgroup that c's processes are born in; nil where there is no version 2.
 func (d *direct) born(c Config) (*os.File, error) {
-	tree := d.h.unified + d.h.hybrid // one of the two, or none
-	if tree == "" {
+	if d.tree() == "" {
 		return nil, nil
 	}
-	return os.Open(filepath.Join(tree, c.CgroupParent, c.ID))
+	return os.Open(filepath.Join(d.tree(), c.CgroupParent, c.ID))
 }
+
+// tree is the mount of version 2, "" without one.
+func (d *direct) tree() string { return d.h.unified + d.h.hybrid } // one of the two
 
 // emptyNamespace makes a mount namespace that holds an empty folder, and nothing else. Cells begin
 // with a copy of it: a copy of the host's would take longer with each mount that is there, and

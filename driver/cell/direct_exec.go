@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -12,12 +14,20 @@ import (
 	"github.com/leapcell/leapcell/driver/cell/script"
 )
 
-// exec makes a process beside the app: in its cgroups and namespaces, restricted as it is.
+// exec makes a process beside the app: in its cgroups and namespaces, restricted as it is,
+// whoever made the app's. It gives our side of its terminal, if it has one; stdio is for a process
+// without. The process is a child of this one.
 func (d *direct) exec(ctx context.Context, cell *Cell, spec *specs.Process, stdio [3]*os.File) (*process, *os.File, error) {
 	c := cell.config
+	groups, err := d.groupsOf(cell.process.pid)
+	if err != nil {
+		return nil, nil, err
+	}
 	var open opened
 	defer open.close()
-	open.tasks(d.machine, c)
+	for _, m := range d.machine.groups {
+		open.file(filepath.Join(m.dir, groups[m.options], "tasks"), unix.O_WRONLY)
+	}
 	if open.err != nil {
 		return nil, nil, open.err
 	}
@@ -31,10 +41,10 @@ func (d *direct) exec(ctx context.Context, cell *Cell, spec *specs.Process, stdi
 		defer slave.Close()
 		terminal, p.Stdio = master, [3]*os.File{slave, slave, slave}
 	}
-	born, err := d.born(c)
-	if err == nil && born != nil {
-		defer born.Close()
-		p.Cgroup = born
+	if tree := d.tree(); tree != "" {
+		if p.Cgroup, err = os.Open(filepath.Join(tree, groups[""])); err == nil {
+			defer p.Cgroup.Close()
+		}
 	}
 	var s *script.Script
 	if err == nil {
@@ -51,6 +61,23 @@ func (d *direct) exec(ctx context.Context, cell *Cell, spec *specs.Process, stdi
 		return nil, nil, err
 	}
 	return held, terminal, nil
+}
+
+// groupsOf are the cgroups of a process by the options of their hierarchies, "" for version 2.
+func (d *direct) groupsOf(pid int) (map[string]string, error) {
+	text, err := readText(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return nil, fmt.Errorf("find the app's cgroups: %w", err)
+	}
+	groups := map[string]string{}
+	for line := range strings.Lines(text) {
+		if parts := strings.SplitN(strings.TrimSpace(line), ":", 3); len(parts) == 3 {
+			options := strings.Split(parts[1], ",")
+			slices.Sort(options)
+			groups[strings.Join(options, ",")] = parts[2]
+		}
+	}
+	return groups, nil
 }
 
 // beside is the script of a process in a cell that runs. Descriptor [script.FirstFile] is

@@ -2,19 +2,14 @@ package cell
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -36,22 +31,15 @@ type ExecConfig struct {
 // TerminalSize is that of a terminal in characters.
 type TerminalSize struct{ Rows, Columns uint16 }
 
-// executor is an engine that can run a program in a cell of its making.
-type executor interface {
-	// exec makes the process as spec says and gives our side of its terminal, if it has one.
-	// stdio is for a process without. The process is a child of this one.
-	exec(ctx context.Context, cell *Cell, spec *specs.Process, stdio [3]*os.File) (*process, *os.File, error)
-}
-
 // Exec runs a program as the app's user, with its environment, in its namespaces, limits and
 // working directory, and returns when the program has ended and what it wrote is written. When ctx
 // ends, the program is killed. The cell must not be frozen meanwhile.
 //
 // Errors: [leapcell.CodeNotFound] when there is no such program, CodeUnprocessable when it cannot be run.
 func (c *Cell) Exec(ctx context.Context, e ExecConfig) (Exit, error) {
-	x, ok := c.engine.(executor)
-	if !ok {
-		return Exit{}, leapcell.Errorf(leapcell.CodeUnavailable, "the runtime %s cannot run a command in an instance: runc and crun can", c.engine.Name())
+	beside, err := c.beside()
+	if err != nil {
+		return Exit{}, leapcell.Wrap(leapcell.CodeUnavailable, err, "this node cannot run commands in instances: "+leapcell.ErrorMessage(err))
 	}
 	if len(e.Args) == 0 {
 		return Exit{}, leapcell.Errorf(leapcell.CodeInvalid, "there is no command to run")
@@ -64,7 +52,7 @@ func (c *Cell) Exec(ctx context.Context, e ExecConfig) (Exit, error) {
 	stdio, err := s.open()
 	if err == nil {
 		var terminal *os.File
-		s.process, terminal, err = x.exec(ctx, c, spec, stdio)
+		s.process, terminal, err = beside.exec(ctx, c, spec, stdio)
 		if terminal != nil {
 			s.stdin, s.stdout = terminal, terminal
 		}
@@ -258,133 +246,4 @@ func execError(program string, err error) error {
 	default:
 		return leapcell.Wrap(leapcell.CodeUnprocessable, err, "the command could not be run")
 	}
-}
-
-var execs atomic.Int64 // numbers the files of exec
-
-// exec has the runtime make the process.
-func (o *oci) exec(ctx context.Context, cell *Cell, spec *specs.Process, stdio [3]*os.File) (*process, *os.File, error) {
-	b, err := json.Marshal(spec)
-	if err != nil {
-		return nil, nil, err
-	}
-	fd, err := unix.MemfdCreate("process", unix.MFD_CLOEXEC) // it holds the environment: no disk [EN1]
-	if err != nil {
-		return nil, nil, fmt.Errorf("describe the process: %w", err)
-	}
-	memory := os.NewFile(uintptr(fd), "process")
-	defer memory.Close()
-	if _, err := memory.Write(b); err != nil {
-		return nil, nil, err
-	}
-	c := cell.config
-	base := filepath.Join(c.Dir, fmt.Sprintf("exec-%d-%d", os.Getpid(), execs.Add(1)))
-	pidFile, logFile := base+".pid", base+".log"
-	defer os.Remove(pidFile)
-	defer os.Remove(logFile)
-	args := append([]string{"--root", stateRoot(c.CgroupParent), "--log", logFile, "--log-format", "json"}, o.global...)
-	args = append(args, "exec", "--detach", "--pid-file", pidFile, "--process", fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd))
-	var console *console
-	if spec.Terminal {
-		if console, err = listenConsole(base + ".sock"); err != nil {
-			return nil, nil, err
-		}
-		defer console.close()
-		args = append(args, "--console-socket", console.name)
-	}
-	release := o.left.hold()
-	pid, err := o.execute(ctx, append(args, c.ID), stdio)
-	if err != nil {
-		if pid != 0 {
-			reapRuntime(pid)
-		}
-		release()
-		return nil, nil, o.failure(ctx, logFile, err)
-	}
-	p, err := readProcess(pidFile)
-	release()
-	if err != nil || console == nil {
-		return p, nil, err
-	}
-	terminal, err := console.receive(ctx)
-	if err != nil {
-		_ = p.kill()
-		_, _ = p.wait()
-		p.close()
-		return nil, nil, err
-	}
-	return p, terminal, nil
-}
-
-// readProcess holds the process whose number the runtime wrote. It cannot be another by now:
-// were it dead, it would wait for us to reap it.
-func readProcess(pidFile string) (*process, error) {
-	text, err := readText(pidFile)
-	if err != nil {
-		return nil, err
-	}
-	pid, err := strconv.Atoi(text)
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", pidFile, err)
-	}
-	return openProcess(pid)
-}
-
-// console is the socket on which a runtime hands over the terminal that it made inside.
-type console struct {
-	name string
-	l    *net.UnixListener
-}
-
-func listenConsole(name string) (*console, error) {
-	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: name, Net: "unix"})
-	if err != nil {
-		return nil, err
-	}
-	return &console{name, l}, nil
-}
-
-func (c *console) close() { _ = c.l.Close() }
-
-// receive takes the terminal; the runtime has connected and sent it before it ended.
-func (c *console) receive(ctx context.Context) (*os.File, error) {
-	limit := time.Now().Add(10 * time.Second)
-	if d, ok := ctx.Deadline(); ok && d.Before(limit) {
-		limit = d
-	}
-	_ = c.l.SetDeadline(limit)
-	conn, err := c.l.AcceptUnix()
-	if err != nil {
-		return nil, fmt.Errorf("take the terminal: %w", err)
-	}
-	defer conn.Close()
-	_ = conn.SetDeadline(limit)
-	name, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(4))
-	_, n, _, _, err := conn.ReadMsgUnix(name, oob)
-	if err != nil {
-		return nil, fmt.Errorf("take the terminal: %w", err)
-	}
-	messages, err := unix.ParseSocketControlMessage(oob[:n])
-	if err == nil && len(messages) != 1 {
-		err = errors.New("the runtime sent none")
-	}
-	if err != nil {
-		return nil, fmt.Errorf("take the terminal: %w", err)
-	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil {
-		return nil, fmt.Errorf("take the terminal: %w", err)
-	}
-	if len(fds) != 1 {
-		return nil, fmt.Errorf("take the terminal: the runtime sent %d descriptors", len(fds))
-	}
-	unix.CloseOnExec(fds[0])
-	if err := unix.SetNonblock(fds[0], true); err != nil { // so that reads have deadlines
-		_ = unix.Close(fds[0])
-		return nil, err
-	}
-	return os.NewFile(uintptr(fds[0]), "terminal"), nil
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/leapcell/leapcell"
 )
 
-// onExecutors runs a test in a running cell of each runtime that can run commands.
+// onExecutors runs a test in a running cell of each runtime.
 func onExecutors(t *testing.T, f func(t *testing.T, c *Cell)) {
 	dir := t.TempDir()
 	typist := filepath.Join(dir, "typist")
@@ -26,9 +26,6 @@ func onExecutors(t *testing.T, f func(t *testing.T, c *Cell)) {
 		t.Fatalf("build the typist: %v\n%s", err, out)
 	}
 	onEach(t, func(t *testing.T, l Launcher) {
-		if _, ok := l.(*launcher).engine.(executor); !ok {
-			t.Skipf("%s runs no commands", l.Name())
-		}
 		c, out := testConfig(t, "sleep")
 		b, err := os.ReadFile(typist)
 		if err != nil {

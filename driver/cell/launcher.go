@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -40,16 +41,21 @@ type launcher struct {
 	h    *hierarchy
 	cpus cpuPicker
 	log  *slog.Logger
+	// beside makes the processes of commands, whichever runtime made the app's.
+	beside func() (*direct, error)
 }
 
 // Direct is the name of the runtime that needs no program: this package makes the process.
 const Direct = "leapcell"
 
 // Runtimes are the names that [NewLauncher] takes.
-var Runtimes = []string{"runc", "crun", "runsc", Direct}
+var Runtimes = []string{Direct, "runc", "crun"}
 
 // Available says what is missing on this machine for the runtime of that name.
 func Available(name string) error {
+	if name == "runsc" {
+		return leapcell.Errorf(leapcell.CodeInvalid, "the runtime runsc cannot be used: its sandbox is not in the instance's control group, so that neither limits nor suspension hold; set %s", strings.Join(Runtimes, ", "))
+	}
 	if !slices.Contains(Runtimes, name) {
 		return leapcell.Errorf(leapcell.CodeInvalid, "the runtime %q is not known: it must be one of %s", name, strings.Join(Runtimes, ", "))
 	}
@@ -78,12 +84,17 @@ func NewLauncher(name string, log *slog.Logger) (Launcher, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	l := &launcher{h: h, log: log}
+	l := &launcher{h: h, log: log, beside: sync.OnceValues(func() (*direct, error) {
+		if err := directAvailable(); err != nil {
+			return nil, err
+		}
+		return newDirect(h)
+	})}
 	if name == Direct {
-		l.engine, err = newDirect(h)
-		return l, err
+		l.engine, err = l.beside()
+	} else {
+		l.engine, err = newOCI(name, h)
 	}
-	l.engine, err = newOCI(name, h)
 	return l, err
 }
 
@@ -122,7 +133,7 @@ func (l *launcher) Start(ctx context.Context, c Config) (*Cell, error) {
 // cell is c with its places, nothing of it made yet.
 func (l *launcher) cell(c Config) *Cell {
 	return &Cell{
-		config: c, engine: l.engine, group: l.h.group(c.CgroupParent, c.ID), release: l.cpus.release,
+		config: c, beside: l.beside, group: l.h.group(c.CgroupParent, c.ID), release: l.cpus.release,
 		state: filepath.Join(stateRoot(c.CgroupParent), c.ID), log: l.log,
 	}
 }

@@ -87,7 +87,7 @@ func testLauncher(t testing.TB, runtime string) Launcher {
 }
 
 // conforming are the runtimes that pass all tests.
-var conforming = []string{"runc", Direct}
+var conforming = []string{"runc", "crun", Direct}
 
 // onEach runs a test with each of the runtimes that is installed.
 func onEach(t *testing.T, f func(t *testing.T, l Launcher)) {

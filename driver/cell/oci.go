@@ -23,9 +23,7 @@ import (
 type oci struct {
 	name   string
 	binary string
-	global []string // options before the command
-	hidden string   // a mount that the runtime must not see, "" for none
-	left   *orphans // nil for a runtime that cleans up after itself
+	hidden string // a mount that the runtime must not see, "" for none
 }
 
 func newOCI(name string, h *hierarchy) (*oci, error) {
@@ -34,15 +32,11 @@ func newOCI(name string, h *hierarchy) (*oci, error) {
 		return nil, err
 	}
 	o := &oci{name: name, binary: binary}
-	switch name {
-	case "crun":
-		o.left = reapOrphans(name)
+	if name == "crun" {
+		reapOrphans(name)
 		if h.unified == "" {
 			o.hidden = h.hybrid // crun takes a machine with both versions for one of version 2 only, and refuses it
 		}
-	case "runsc":
-		// The network namespace is used as it is, so that the gate reaches the app in it.
-		o.global = []string{"--network=host", "--ignore-cgroups"}
 	}
 	return o, nil
 }
@@ -96,23 +90,38 @@ func (o *oci) run(ctx context.Context, cell *Cell, host Host) error {
 		return err
 	}
 	defer done()
-	args := append([]string{"--root", stateRoot(c.CgroupParent), "--log", logFile, "--log-format", "json"}, o.global...)
-	args = append(args, "run", "--detach", "--bundle", c.Dir, "--pid-file", pidFile)
-	if o.name != "runsc" { // it has no keys
-		args = append(args, "--no-new-keyring")
+	patient, stop := outlasting(ctx, patience)
+	defer stop()
+	pid, err := o.execute(patient, []string{
+		"--root", stateRoot(c.CgroupParent), "--log", logFile, "--log-format", "json",
+		"run", "--detach", "--bundle", c.Dir, "--pid-file", pidFile, "--no-new-keyring", c.ID,
+	}, [3]*os.File{nil, c.Stdout, c.Stderr})
+	if pid != 0 {
+		reapRuntime(pid)
 	}
-	defer o.left.hold()()
-	pid, err := o.execute(ctx, append(args, c.ID), [3]*os.File{nil, c.Stdout, c.Stderr})
 	if err == nil {
 		err = cell.take(pidFile)
 	}
-	if err == nil && o.name == "crun" {
-		err = forgetEnv(c, host, cell.state)
-	}
-	if err != nil && pid != 0 {
-		reapRuntime(pid)
+	if err == nil {
+		if err = ctx.Err(); err == nil && o.name == "crun" {
+			err = forgetEnv(c, host, cell.state)
+		}
+		if err != nil {
+			cell.process.close() // the caller ends what is in the cell's cgroup
+		}
 	}
 	return o.failure(ctx, logFile, err)
+}
+
+// patience is how long a runtime may go on after its start was cancelled. Killed in the middle it
+// would leave processes that nobody knows, so that is only for one that hangs.
+const patience = 5 * time.Second
+
+// outlasting is a context that ends some time after ctx does.
+func outlasting(ctx context.Context, by time.Duration) (context.Context, context.CancelFunc) {
+	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(by, cancel) })
+	return longer, func() { stop(); cancel() }
 }
 
 // failure puts an error of execute into the runtime's own words.
@@ -231,8 +240,8 @@ func (c *Cell) take(pidFile string) error {
 	return nil
 }
 
-// reapRuntime ends and reaps what a failed runtime left in its process group: it is ours,
-// since we are the reaper of orphans.
+// reapRuntime ends and reaps what a runtime left in its process group: it is ours, since we are
+// the reaper of orphans. The app is in a session of its own.
 func reapRuntime(pgid int) {
 	if err := unix.Kill(-pgid, unix.SIGKILL); err != nil {
 		return // nobody left

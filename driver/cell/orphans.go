@@ -7,69 +7,43 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 
 	"golang.org/x/sys/unix"
 )
 
-// orphans reaps what a runtime leaves behind. crun does not wait for all of its children: they
-// become ours when it ends, and a dead one that is in a cell's pid namespace keeps the cell from
-// ending until it is waited for.
-type orphans struct {
-	comm string // of the runtime, as the kernel shows it
-
-	mu   sync.Mutex
-	busy int // runtimes at work: somebody else waits for them and for what they start
-}
-
-// reapOrphans waits for the runtime's leftovers from now on, for as long as this process lives.
-func reapOrphans(comm string) *orphans {
-	o := &orphans{comm: comm}
+// reapOrphans waits for what a runtime leaves behind, for as long as this process lives. crun does
+// not wait for all of its children: they become ours when it ends, and a dead one that is in a
+// cell's pid namespace keeps the cell from ending until it is waited for.
+//
+// A runtime itself, for which its starter waits, is in our session; what it leaves is in another. An
+// app has a name of its own: one that dies with the runtime's name was never started.
+func reapOrphans(comm string) {
 	ended := make(chan os.Signal, 1)
 	signal.Notify(ended, unix.SIGCHLD)
 	go func() {
 		for range ended {
-			o.reap()
+			reap(comm)
 		}
 	}()
-	return o
 }
 
-// hold keeps it from reaping until release is called: until it is known which processes
-// somebody waits for. A nil one does nothing.
-func (o *orphans) hold() (release func()) {
-	if o == nil {
-		return func() {}
+func reap(comm string) {
+	own := os.Getpid()
+	session, err := unix.Getsid(0)
+	names, globbed := filepath.Glob("/proc/[0-9]*")
+	if err != nil || globbed != nil {
+		return // neither fails
 	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.busy++
-	return func() {
-		o.mu.Lock()
-		o.busy--
-		o.mu.Unlock()
-		o.reap()
-	}
-}
-
-func (o *orphans) reap() {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.busy > 0 {
-		return
-	}
-	names, err := filepath.Glob("/proc/[0-9]*")
-	if err != nil {
-		return // the pattern is fixed
-	}
-	own := strconv.Itoa(os.Getpid())
 	for _, name := range names {
 		pid, err := strconv.Atoi(filepath.Base(name))
 		if err != nil {
 			continue
 		}
 		stat, err := os.ReadFile(name + "/stat")
-		if err != nil || !strings.HasPrefix(string(stat), fmt.Sprintf("%d (%s) Z %s ", pid, o.comm, own)) {
+		if err != nil || !strings.HasPrefix(string(stat), fmt.Sprintf("%d (%s) Z %d ", pid, comm, own)) {
+			continue
+		}
+		if fields := strings.Fields(string(stat)); len(fields) < 6 || fields[5] == strconv.Itoa(session) {
 			continue
 		}
 		_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil) // it is dead and ours
