@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/nomad/plugins"
 
+	"github.com/leapcell/leapcell/driver/cell"
 	"github.com/leapcell/leapcell/driver/plugin"
 	"github.com/leapcell/leapcell/driver/supervisor"
 )
@@ -41,6 +42,9 @@ func servePlugin() error {
 }
 
 func runSupervisor(ctx context.Context, args []string) error {
+	if err := cell.Seal(); err != nil {
+		fmt.Fprintln(os.Stderr, err) // the runtime that needs it refuses to start
+	}
 	flags := flag.NewFlagSet("supervisor", flag.ContinueOnError)
 	file := flags.String("config", "", "settings, as the plugin writes them")
 	takeOver := flags.Bool("take-over", false, "take the tasks of the running supervisor")

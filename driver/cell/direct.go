@@ -73,6 +73,9 @@ func directAvailable() error {
 }
 
 func newDirect(h *hierarchy) (*direct, error) {
+	if err := sealed(); err != nil {
+		return nil, err
+	}
 	d := &direct{h: h, machine: machine{unified: h.unified != ""}}
 	text, err := readText("/proc/sys/kernel/cap_last_cap")
 	if err == nil {

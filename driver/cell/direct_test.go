@@ -1,12 +1,19 @@
 package cell
 
 import (
+	"encoding/binary"
+	"errors"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
 	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/leapcell/leapcell"
 )
@@ -26,7 +33,7 @@ func TestSameAsRunc(t *testing.T) {
 	for _, mode := range []leapcell.TaskMode{leapcell.TaskServerless, leapcell.TaskPersistent, leapcell.TaskBuild} {
 		t.Run(string(mode), func(t *testing.T) {
 			change := func(c *Config) { c.Mode, c.CPUs = mode, 1 }
-			a, b := look(t, reference, change).Restrictions, look(t, ours, change).Restrictions
+			a, b := restrictions(look(t, reference, change)), restrictions(look(t, ours, change))
 			explained := func(line string) bool {
 				for prefix := range stricter {
 					if strings.HasPrefix(line, prefix) {
@@ -55,6 +62,140 @@ func TestSameAsRunc(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// restrictions are the lines to compare; only we know which namespaces are the machine's.
+func restrictions(v view) []string {
+	out := v.Restrictions
+	for kind, ns := range v.NS {
+		whose := "its own"
+		if host, err := os.Readlink("/proc/self/ns/" + kind); err != nil || host == ns {
+			whose = "the machine's"
+		}
+		out = append(out, "namespace "+kind+" "+whose)
+	}
+	return out
+}
+
+// Both filters are read from the kernel, and asked about every system call there could be.
+func TestSameFilterAsRunc(t *testing.T) {
+	for _, mode := range []leapcell.TaskMode{leapcell.TaskServerless, leapcell.TaskBuild} {
+		t.Run(string(mode), func(t *testing.T) {
+			var filters [2]*bpf.VM
+			for i, runtime := range []string{"runc", Direct} {
+				c, out := testConfig(t, "parent", "sleep")
+				c.Mode, c.CPUs = mode, 1
+				cell := start(t, testLauncher(t, runtime), c)
+				line(t, out)
+				pids, err := cell.group.procs()
+				child := slices.IndexFunc(pids, func(pid int) bool { return pid != cell.PID() }) // the first is waited for
+				if err != nil || child < 0 {
+					t.Fatalf("processes %v, %v", pids, err)
+				}
+				filters[i] = loadedFilter(t, pids[child])
+			}
+			arguments := []uint64{0, 1, 2, 8, 10, 16, 38, 40, 0x20000, 0x20008, 1<<32 - 1, 1 << 32, 1<<32 | 38, 1<<64 - 1}
+			for bit := range 64 {
+				arguments = append(arguments, 1<<bit)
+			}
+			const unknown, newer = unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS), unix.SYS_MEMFD_SECRET
+			asked, allowed := 0, 0
+			for _, arch := range []uint32{unix.AUDIT_ARCH_X86_64, unix.AUDIT_ARCH_I386, unix.AUDIT_ARCH_AARCH64, 0} {
+				for _, table := range []uint32{0, 1 << 30} { // the second is that of x32
+					for number := range uint32(1024) {
+						for _, a := range arguments {
+							results := [2]uint32{decide(t, filters[0], arch, table|number, a), decide(t, filters[1], arch, table|number, a)}
+							asked++
+							if results[1] == unix.SECCOMP_RET_ALLOW {
+								allowed++
+							}
+							if results[0] == unknown && number >= newer {
+								continue // its library does not know the call: there is no rule to compare
+							}
+							if results[0] == unix.SECCOMP_RET_KILL_THREAD {
+								results[0] = unix.SECCOMP_RET_KILL_PROCESS // ours ends all of it
+							}
+							if results[0] != results[1] {
+								t.Fatalf("call %d of table %#x on %#x with %#x: runc's filter says %#x, ours %#x", number, table, arch, a, results[0], results[1])
+							}
+						}
+					}
+				}
+			}
+			t.Logf("%d questions, %d of them allowed", asked, allowed)
+			if allowed == 0 || allowed == asked {
+				t.Error("the filters do not tell calls apart")
+			}
+		})
+	}
+}
+
+// loadedFilter reads the first filter of a process from the kernel.
+func loadedFilter(t *testing.T, pid int) *bpf.VM {
+	t.Helper()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := unix.PtraceSeize(pid); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.PtraceDetach(pid)
+	if err := unix.PtraceInterrupt(pid); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.Wait4(pid, nil, unix.WALL, nil); err != nil {
+		t.Fatal(err)
+	}
+	var code [4096]unix.SockFilter
+	n, _, errno := unix.Syscall6(unix.SYS_PTRACE, unix.PTRACE_SECCOMP_GET_FILTER, uintptr(pid), 0, uintptr(unsafe.Pointer(&code)), 0, 0)
+	if errno == unix.EIO {
+		t.Skip("this kernel does not show filters")
+	}
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+	var list []bpf.Instruction
+	for _, c := range code[:n] {
+		list = append(list, bpf.RawInstruction{Op: c.Code, Jt: c.Jt, Jf: c.Jf, K: c.K}.Disassemble())
+	}
+	vm, err := bpf.NewVM(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return vm
+}
+
+// decide asks a filter about a call of which each argument is a.
+func decide(t *testing.T, filter *bpf.VM, arch, number uint32, a uint64) uint32 {
+	t.Helper()
+	data := make([]byte, 64) // struct seccomp_data, in words of network order: the machine of bpf reads those
+	binary.BigEndian.PutUint32(data, number)
+	binary.BigEndian.PutUint32(data[4:], arch)
+	for i := 16; i < len(data); i += 8 {
+		binary.BigEndian.PutUint32(data[i:], uint32(a))
+		binary.BigEndian.PutUint32(data[i+4:], uint32(a>>32))
+	}
+	result, err := filter.Run(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return uint32(result)
+}
+
+// Whoever gets hold of our program through /proc can change nothing about it, not even as root.
+func TestSeal(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: mounts")
+	}
+	if err := sealed(); err != nil {
+		t.Error(err)
+	}
+	for what, err := range map[string]error{
+		"mode": os.Chmod(program, 0o755), "owner": os.Chown(program, 0, 0), "times": os.Chtimes(program, time.Time{}, time.Now()),
+	} {
+		if !errors.Is(err, unix.EROFS) {
+			t.Errorf("its %s: %v, want it refused as read-only", what, err)
+		}
 	}
 }
 

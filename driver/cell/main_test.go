@@ -21,6 +21,11 @@ import (
 var probe string // the built probe
 
 func TestMain(m *testing.M) {
+	if os.Geteuid() == 0 {
+		if err := Seal(); err != nil {
+			panic(err)
+		}
+	}
 	os.Exit(func() int {
 		dir, err := os.MkdirTemp("", "probe")
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -50,6 +51,7 @@ func sandbox(spec *specs.Spec, m machine, filter []byte) (*script.Script, error)
 	p.hide()
 	p.Do("open /dev/null", unix.SYS_OPENAT, here, "/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0).Min(script.FirstFile)
 	p.Do("set the input", unix.SYS_DUP3, script.FirstFile, 0, 0) // it was that of the host
+	p.Do("close /dev/null", unix.SYS_CLOSE, script.FirstFile)
 	if spec.Root.Readonly {
 		p.Do("make / read-only", unix.SYS_MOUNT, nil, "/", nil, unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|unix.MS_NODEV, nil)
 	}
@@ -257,6 +259,12 @@ func (p *plan) limits() error {
 		p.Do("set "+r.Type, unix.SYS_PRLIMIT64, 0, number, rlimit(r), nil)
 	}
 	p.Do("set the umask", unix.SYS_UMASK, 0o022)
+	if score := p.spec.Process.OOMScoreAdj; score != nil {
+		text := []byte(strconv.Itoa(*score))
+		p.Do("open the score for want of memory", unix.SYS_OPENAT, here, "/proc/self/oom_score_adj", unix.O_WRONLY|unix.O_CLOEXEC, 0).Min(script.FirstFile)
+		p.Do("set it", unix.SYS_WRITE, script.FirstFile, text, len(text)).Min(len(text))
+		p.Do("close it", unix.SYS_CLOSE, script.FirstFile)
+	}
 	return nil
 }
 

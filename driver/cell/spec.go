@@ -29,6 +29,10 @@ var buildCapabilities = []string{
 // maxOpenFiles is the limit of open files of every process inside.
 const maxOpenFiles = 65536
 
+// oomScore has the kernel end an instance before anything of the machine when that runs out of memory.
+// It is never the agent's, which may be exempt: the limit of an instance could then not be enforced. [ID6]
+const oomScore = 500
+
 // Host is what a spec says of the machine.
 type Host struct {
 	CgroupsPath string
@@ -41,7 +45,7 @@ type Host struct {
 // Config gives the same spec.
 func Spec(c Config, host Host) *specs.Spec {
 	build := c.Mode == leapcell.TaskBuild
-	open, user := min(host.OpenFiles, maxOpenFiles), c.User.orDefault()
+	open, user, score := min(host.OpenFiles, maxOpenFiles), c.User.orDefault(), oomScore
 	s := &specs.Spec{
 		Version:  "1.0.2",
 		Hostname: c.Hostname,
@@ -52,6 +56,7 @@ func Spec(c Config, host Host) *specs.Spec {
 			Cwd:             c.WorkDir,
 			User:            specs.User{UID: uint32(user.UID), GID: uint32(user.GID)}, // ID1
 			NoNewPrivileges: true,
+			OOMScoreAdj:     &score,
 			Capabilities:    &specs.LinuxCapabilities{},
 			Rlimits: []specs.POSIXRlimit{
 				{Type: "RLIMIT_NOFILE", Soft: open, Hard: open},

@@ -198,6 +198,23 @@ func restrictions(status string) []string {
 			add("descriptor %s %s", fd.Name(), name)
 		}
 	}
+	for _, name := range []string{"oom_score_adj", "personality", "timerslack_ns", "coredump_filter", "loginuid", "sessionid", "attr/current", "uid_map", "gid_map", "setgroups"} {
+		text, err := os.ReadFile("/proc/self/" + name)
+		add("process %s %s %s", name, strings.Join(strings.Fields(string(text)), " "), try(err))
+	}
+	stat, _ := os.ReadFile("/proc/self/stat")
+	if f := strings.Fields(string(stat)); len(f) > 41 {
+		add("process parent %s, nice %s, real-time priority %s, policy %s", f[3], f[18], f[39], f[40])
+	}
+	for name, number := range map[string]uintptr{"dumpable": 3, "keeps capabilities": 7, "secure bits": 27, "reaper": 37, "huge pages off": 42, "flusher": 58} {
+		result, _, errno := syscall.RawSyscall6(syscall.SYS_PRCTL, number, uintptr(unsafe.Pointer(new([2]uint64))), 0, 0, 0, 0)
+		add("prctl %s %d %d", name, result, errno)
+	}
+	var signal [2]uint64
+	_, _, errno := syscall.RawSyscall6(syscall.SYS_PRCTL, 2, uintptr(unsafe.Pointer(&signal)), 0, 0, 0, 0)
+	add("prctl signal at the parent's end %d %d", signal[0], errno)
+	exe, _ := os.Readlink("/proc/self/exe")
+	add("program %s", exe)
 	cgroup, _ := os.ReadFile("/proc/self/cgroup")
 	for line := range strings.Lines(string(cgroup)) {
 		if parts := strings.SplitN(strings.TrimSpace(line), ":", 3); len(parts) == 3 {
