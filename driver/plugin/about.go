@@ -34,8 +34,9 @@ var configSpec = hclspec.NewObject(map[string]*hclspec.Spec{
 	// The folder for images, caches, records and the supervisor's socket.
 	"state_dir": hclspec.NewAttr("state_dir", "string", true),
 	// Unique on the machine; part of the names of cgroups, links, namespaces and tables.
-	"name":    hclspec.NewAttr("name", "string", false),
-	"runtime": hclspec.NewDefault(hclspec.NewAttr("runtime", "string", false), hclspec.NewLiteral(`"runc"`)),
+	"name": hclspec.NewAttr("name", "string", false),
+	// What makes the sandboxes: leapcell, runc or crun. Left out: leapcell, or runc where the kernel lacks something.
+	"runtime": hclspec.NewAttr("runtime", "string", false),
 	// Addresses of the instances, and how many network namespaces are kept ready.
 	"subnet":     hclspec.NewAttr("subnet", "string", false),
 	"netns_pool": hclspec.NewDefault(hclspec.NewAttr("netns_pool", "number", false), hclspec.NewLiteral("4")),

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/driver/cell"
 	"github.com/leapcell/leapcell/driver/image"
 )
 
@@ -23,6 +24,7 @@ type Config struct {
 	StateDir    string      `codec:"state_dir" json:"stateDir"`
 	Name        string      `codec:"name" json:"name"`
 	Runtime     string      `codec:"runtime" json:"runtime"`
+	Fallback    string      `codec:"-" json:"-"` // why Runtime is not our own, where nobody has set it
 	Subnet      string      `codec:"subnet" json:"subnet"`
 	NetnsPool   int         `codec:"netns_pool" json:"netnsPool"`
 	AllowEgress []string    `codec:"allow_egress" json:"allowEgress"`
@@ -76,12 +78,15 @@ func (c Config) WithDefaults() (Config, error) {
 		setting *string
 		value   string
 	}{
-		{&c.Runtime, "runc"}, {&c.VaultAuth, "jwt-leapcell"}, {&c.VaultRole, "instance"},
+		{&c.VaultAuth, "jwt-leapcell"}, {&c.VaultRole, "instance"},
 		{&c.Transit, "leapcell"}, {&c.Suspend, "20ms"}, {&c.LogLevel, "info"},
 	} {
 		if *d.setting == "" {
 			*d.setting = d.value
 		}
+	}
+	if c.Runtime == "" {
+		c.Runtime, c.Fallback = chosen()
 	}
 	if c.DiskMB == 0 {
 		c.DiskMB = 10240
@@ -112,6 +117,15 @@ func (c Config) WithDefaults() (Config, error) {
 		}
 	}
 	return c, nil
+}
+
+// chosen is the runtime where none is set, and why it is not our own.
+func chosen() (name, fallback string) {
+	name, err := cell.Choose()
+	if err != nil {
+		fallback = leapcell.ErrorMessage(err)
+	}
+	return name, fallback
 }
 
 // collectDefaults fills in and checks when images are removed.

@@ -36,7 +36,7 @@ type Config struct {
 	Domain string `json:"domain"` // services are {service}.{domain}
 	Ports  Ports  `json:"ports"`
 
-	Runtime          string   `json:"runtime"`               // OCI runtime of instances
+	Runtime          string   `json:"runtime"`               // what makes the sandboxes; "": the driver chooses
 	NetworkInterface string   `json:"networkInterface"`      // whose address instances get
 	AllowEgress      []string `json:"allowEgress,omitempty"` // private ranges that instances may reach
 	LogLevel         string   `json:"logLevel"`
@@ -119,7 +119,7 @@ func DefaultConfig(stateDir string) (Config, error) {
 	home, _ := os.UserHomeDir() // without one, its settings are simply not there
 	return Config{
 		StateDir: abs, Name: nameOf(abs), Bind: "127.0.0.1", Domain: "leapcell.localhost", Ports: DefaultPorts(),
-		Runtime: "runc", NetworkInterface: "lo", LogLevel: "info",
+		NetworkInterface: "lo", LogLevel: "info",
 		BinDir: bin, ToolsDir: filepath.Join(filepath.Dir(bin), "tools"),
 		Out: io.Discard, Home: home, Environ: os.Environ(),
 	}, nil
