@@ -67,6 +67,13 @@ func (c *Client) Env(ctx context.Context, nameOrID string) (Env, error) {
 	return env, err
 }
 
+// EnvValue reads one value back; it takes a token of the role secrets.
+func (c *Client) EnvValue(ctx context.Context, nameOrID, name string) (string, error) {
+	var out struct{ Value string }
+	err := c.call(ctx, http.MethodGet, "/v1/services/"+escape(nameOrID)+"/env/"+escape(name), nil, &out)
+	return out.Value, err
+}
+
 // SetEnv sets and removes variables of a service.
 func (c *Client) SetEnv(ctx context.Context, nameOrID string, set map[string]string, unset []string) (Env, error) {
 	var env Env

@@ -20,7 +20,12 @@ type EnvSetter interface {
 	SetEnv(ctx context.Context, svc leapcell.Service, set map[string]string, unset []string) (leapcell.SealedEnv, error)
 }
 
-// envNames is an environment as the API shows it: values cannot be read back. [EN4]
+// EnvOpener opens a sealed value by the right of a token of Vault: the control plane itself has none to.
+type EnvOpener interface {
+	Open(ctx context.Context, token, serviceID, sealed string) (string, error)
+}
+
+// envNames is an environment as the API shows it to all but the role secrets. [EN4]
 type envNames struct {
 	Version int      `json:"version"`
 	Names   []string `json:"names"`
@@ -45,6 +50,34 @@ func (s *Server) getEnv(c *gin.Context) error {
 	}
 	c.JSON(http.StatusOK, namesOf(env))
 	return nil
+}
+
+// openEnv reads one value back. Who tried is in the log before the value is in the answer. [EN4]
+func (s *Server) openEnv(c *gin.Context) (err error) {
+	name, service, value := c.Param("name"), c.Param("service"), ""
+	defer func() {
+		s.cfg.Log.Info("audit: a variable was read back", "service", service, "name", name, "ok", err == nil,
+			"token", c.GetString(keyToken), "from", c.Request.RemoteAddr, "request", c.GetString(keyRequestID))
+		if err == nil {
+			c.Header("Cache-Control", "no-store")
+			c.JSON(http.StatusOK, gin.H{"name": name, "value": value})
+		}
+	}()
+	svc, err := s.service(c)
+	if err != nil {
+		return err
+	}
+	service = svc.ID
+	env, err := s.cfg.Store.Env(c.Request.Context(), svc.ID)
+	if err != nil {
+		return err
+	}
+	sealed, ok := env.Values[name]
+	if !ok {
+		return leapcell.Errorf(leapcell.CodeNotFound, "the service %s has no variable %q", svc.Name, name)
+	}
+	value, err = s.cfg.Opener.Open(c.Request.Context(), bearer(c), svc.ID, sealed)
+	return err
 }
 
 func (s *Server) updateEnv(c *gin.Context) error {

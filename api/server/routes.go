@@ -7,7 +7,7 @@ import (
 	"github.com/leapcell/leapcell/api/store"
 )
 
-// Access is the role that a route needs; "" means none. An admin may do everything.
+// Access is the role that a route needs; "" means none. An admin may do everything but what Secrets may.
 type Access string
 
 // Who may call a route.
@@ -18,6 +18,8 @@ const (
 	Admin Access = store.RoleAdmin
 	// Signed routes ask for no token: the body carries a signature, which the handler checks.
 	Signed Access = "signed"
+	// Secrets is kept from admins, too.
+	Secrets Access = store.RoleSecrets
 )
 
 // Route is one row of the API. Summary, Request and Answer are for docs/api.md, which is
@@ -89,8 +91,10 @@ func (*Server) routes() []Route {
 		{http.MethodPost, "/v1/runtimes/:runtime/update", Admin, "Makes the systems of a runtime anew and streams how it goes; it goes on when the stream is left. The list says how it ended.",
 			"", "200 text, line by line", (*Server).updateRuntime},
 
-		{http.MethodGet, "/v1/services/:service/env", Admin, "Lists the names of the environment variables. Values cannot be read back.",
+		{http.MethodGet, "/v1/services/:service/env", Admin, "Lists the names of the environment variables.",
 			"", "200 `{version, names}`", (*Server).getEnv},
+		{http.MethodGet, "/v1/services/:service/env/:name", Secrets, "Reads the value of one variable back. Each try is written to the log, with the name of the token.",
+			"", "200 `{name, value}`", (*Server).openEnv},
 		{http.MethodPatch, "/v1/services/:service/env", Admin, "Sets and removes environment variables. Running instances are replaced without a failed request.",
 			"`{set: {NAME: value}, unset: [NAME]}`", "200 `{version, names}`", (*Server).updateEnv},
 		{http.MethodGet, "/v1/services/:service/logs", Admin, "Streams what the instances of a service write.",

@@ -23,6 +23,7 @@ type Config struct {
 	Deployer    Deployer
 	Env         EnvSetter
 	Hub         Hub
+	Opener      EnvOpener
 	Logs        ServiceLogger
 	Instances   InstanceLister
 	Scaler      Scaler

@@ -131,6 +131,14 @@ func (p *platform) SetEnv(_ context.Context, _ leapcell.Service, set map[string]
 	return p.setEnv(set, unset)
 }
 
+// Open stands for Vault, to which the token has to be known.
+func (p *platform) Open(_ context.Context, token, serviceID, sealed string) (string, error) {
+	if token != "hvs.secrets" {
+		return "", leapcell.Errorf(leapcell.CodeForbidden, "Vault does not let this token open values")
+	}
+	return "hunter2-secret of " + serviceID + " " + sealed, nil
+}
+
 func (p *platform) Clean(_ context.Context, svc leapcell.Service) error {
 	p.called("clean %s", svc.Name)
 	return nil
@@ -151,7 +159,7 @@ func newPlatform(t *testing.T, change func(*Config)) *platform {
 		t.Fatal(err)
 	}
 	cfg := Config{
-		Store: st, Deployer: p, Env: p, Logs: p, Instances: p, Scaler: p, Cleaner: p,
+		Store: st, Deployer: p, Env: p, Opener: p, Logs: p, Instances: p, Scaler: p, Cleaner: p,
 		Checks: map[string]func(context.Context) error{"store": st.Ping},
 		Domain: "leapcell.localhost", PublicURL: "http://leapcell.localhost:8080", Workspace: "default", Version: "1.2.3",
 		UploadLimit: 1 << 20, CallsPerMin: 10_000,
@@ -325,7 +333,7 @@ func TestWhoMayComeIn(t *testing.T) {
 			if got := status("lc_wrong"); got != 401 {
 				t.Errorf("%s %s: %d with a wrong token, want 401", r.Method, r.Path, got)
 			}
-			if got := status(p.admin); got == 401 || got == 403 {
+			if got := status(p.admin); got == 401 || (got == 403) != (r.Access == Secrets) {
 				t.Errorf("%s %s: %d for an admin", r.Method, r.Path, got)
 			}
 			if got, want := status(p.edge), r.Access == Edge; (got != 403) != want {
@@ -498,6 +506,41 @@ func TestEnvNeverShowsValues(t *testing.T) {
 		t.Errorf("of a fresh service: %+v, %v", env, err)
 	}
 	if log := p.log.String(); strings.Contains(log, "hunter2") || strings.Contains(log, p.admin) {
+		t.Error("a value or a token is in the log")
+	}
+}
+
+// Reading back takes a role that nobody else has, admins included, and leaves a trace. [EN4]
+func TestEnvValueTakesARoleOfItsOwn(t *testing.T) {
+	p := newPlatform(t, nil)
+	svc := p.newService("python")
+	if _, err := p.store.SetEnv(t.Context(), svc.ID, store.EnvChange{Set: map[string]store.SealedValue{"KEY": {Sealed: "vault:v1:abc", Size: 3}}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"secrets", "revoked"} {
+		if err := p.store.PutToken(t.Context(), name, store.RoleSecrets, "hvs."+name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	secrets := client.New(p.url, "hvs.secrets")
+	if value, err := secrets.EnvValue(t.Context(), "python", "KEY"); err != nil || value != "hunter2-secret of "+svc.ID+" vault:v1:abc" {
+		t.Errorf("%q, %v", value, err)
+	}
+	_, err := secrets.EnvValue(t.Context(), "python", "OTHER")
+	wantCode(t, err, leapcell.CodeNotFound, "OTHER")
+	for token, what := range map[string]string{p.admin: "admin", p.edge: "edge", "hvs.revoked": "Vault"} {
+		_, err := client.New(p.url, token).EnvValue(t.Context(), "python", "KEY")
+		wantCode(t, err, leapcell.CodeForbidden, what)
+	}
+	_, err = secrets.Env(t.Context(), "python") // it may nothing else
+	wantCode(t, err, leapcell.CodeForbidden, "secrets")
+	log := p.log.String()
+	for _, line := range []string{"name=KEY ok=true token=secrets", "name=OTHER ok=false token=secrets", "name=KEY ok=false token=revoked"} {
+		if !strings.Contains(log, line) {
+			t.Errorf("the log has no line with %q", line)
+		}
+	}
+	if strings.Contains(log, "hunter2") || strings.Contains(log, "hvs.") {
 		t.Error("a value or a token is in the log")
 	}
 }

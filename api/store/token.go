@@ -14,9 +14,12 @@ import (
 
 // Roles of a token.
 const (
-	RoleAdmin = "admin" // may do everything
+	RoleAdmin = "admin" // may do everything but what RoleSecrets may
 	RoleEdge  = "edge"  // may report load
 	RoleNode  = "node"  // may report what it metered
+	// RoleSecrets may read values of environment variables back, and nothing else. Its token is one of
+	// Vault's, which alone can open them. [EN4]
+	RoleSecrets = "secrets"
 )
 
 // CreateToken makes a token of that name and gives it in clear, for the only time: the

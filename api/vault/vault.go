@@ -91,6 +91,37 @@ func (s *Sealer) Seal(ctx context.Context, serviceID string, values map[string]s
 	return sealedValues(names, secret)
 }
 
+// Open decrypts a value by the right of another token than ours, which it also renews.
+func (s *Sealer) Open(ctx context.Context, token, serviceID, sealed string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	other, err := s.api.Clone()
+	if err != nil {
+		return "", fmt.Errorf("vault: %w", err)
+	}
+	other.SetToken(token)
+	secret, err := other.Logical().WriteWithContext(ctx, s.path("decrypt", serviceID), map[string]any{"ciphertext": sealed})
+	var e *api.ResponseError
+	if errors.As(err, &e) && e.StatusCode == http.StatusForbidden {
+		return "", leapcell.Wrap(leapcell.CodeForbidden, err, "Vault does not let this token open values: it has ended or was revoked; `leapcell up` makes a new one")
+	}
+	if err != nil {
+		return "", s.wrap(err, "decrypt")
+	}
+	text, ok := "", false
+	if secret != nil {
+		text, ok = secret.Data["plaintext"].(string)
+	}
+	value, err := base64.StdEncoding.DecodeString(text)
+	if !ok || err != nil {
+		return "", errors.New("vault did not open the value") // no more: the answer might hold it
+	}
+	if _, err := other.Auth().Token().RenewSelfWithContext(ctx, 0); err != nil {
+		s.cfg.Log.Warn("vault: the token for reading back is not renewed", "err", err)
+	}
+	return string(value), nil
+}
+
 // makeKey makes the service's key; one that exists is left as it is. Encrypting would make
 // it too, but only for a token that may create keys of any kind.
 func (s *Sealer) makeKey(ctx context.Context, serviceID string) error {

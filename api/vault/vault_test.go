@@ -185,6 +185,16 @@ func TestRealVault(t *testing.T) {
 			t.Errorf("leapcelld's token may decrypt: %v", err)
 		}
 	})
+	t.Run("AnotherMayOpen", func(t *testing.T) {
+		if _, err := sealer.Open(ctx, sealer.cfg.Token, id, sealed["A"]); leapcell.ErrorCode(err) != leapcell.CodeForbidden {
+			t.Errorf("by leapcelld's own token: %v", err)
+		}
+		for name, want := range values {
+			if got, err := sealer.Open(ctx, s.root.Token(), id, sealed[name]); err != nil || got != want {
+				t.Errorf("%s opens to %q, %v", name, got, err)
+			}
+		}
+	})
 	t.Run("Shred", func(t *testing.T) {
 		for range 2 { // the second time there is nothing to shred
 			if err := sealer.Shred(ctx, id); err != nil {

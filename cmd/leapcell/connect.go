@@ -16,8 +16,12 @@ import (
 	"github.com/leapcell/leapcell/internal/platform"
 )
 
-// client finds the API: by flag, then by variable, then by the platform on this machine.
-func (a *app) client() (*client.Client, error) {
+// client finds the API: by flag, then by variable, then by the platform on this machine, whose admin
+// one is then.
+func (a *app) client() (*client.Client, error) { return a.clientAs(platform.Config.AdminTokenFile) }
+
+// clientAs is client with another token of the platform on this machine.
+func (a *app) clientAs(local func(platform.Config) string) (*client.Client, error) {
 	address, token := first(a.api, a.getenv("LEAPCELL_API")), first(a.token, a.getenv("LEAPCELL_TOKEN"))
 	tokenFile := first(a.tokenFile, a.getenv("LEAPCELL_TOKEN_FILE"))
 	if address == "" || token == "" && tokenFile == "" {
@@ -33,7 +37,7 @@ func (a *app) client() (*client.Client, error) {
 			return nil, leapcell.Errorf(leapcell.CodeUnauthorized, "a token is needed for %s", address)
 		}
 		address = first(address, cfg.APIAddress())
-		tokenFile = first(tokenFile, cfg.AdminTokenFile())
+		tokenFile = first(tokenFile, local(cfg))
 	}
 	if token == "" {
 		b, err := os.ReadFile(tokenFile)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/leapcell/leapcell"
 	"github.com/leapcell/leapcell/api/client"
+	"github.com/leapcell/leapcell/internal/platform"
 )
 
 func (a *app) envCommand() *cobra.Command {
@@ -32,7 +33,7 @@ func (a *app) envCommand() *cobra.Command {
 		},
 	}
 	list := &cobra.Command{
-		Use: "list SERVICE", Short: "List the names of the variables; their values cannot be read back", Args: exactly(1, "SERVICE"),
+		Use: "list SERVICE", Short: "List the names of the variables", Args: exactly(1, "SERVICE"),
 		ValidArgsFunction: a.completeService,
 		Example:           "  leapcell env list go",
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -47,8 +48,30 @@ func (a *app) envCommand() *cobra.Command {
 			return a.showEnv(env)
 		},
 	}
-	cmd := &cobra.Command{Use: "env", Short: "Set, remove and list the variables of a service"}
-	cmd.AddCommand(set, unset, list)
+	get := &cobra.Command{
+		Use: "get SERVICE NAME", Short: "Read the value of a variable back; the control plane's log says that you did", Args: exactly(2, "SERVICE NAME"),
+		Long: "Read the value of a variable back. This takes a token of the role secrets, which no other command takes: that of the platform on this machine, " +
+			"or the one that --token, --token-file or their variables give. The control plane's log says which token read which variable, and when.",
+		ValidArgsFunction: a.completeVariable,
+		Example:           "  leapcell env get go GREETING\n  leapcell env get go GREETING --api https://api.example.com --token-file secrets.token",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.clientAs(platform.Config.SecretsTokenFile)
+			if err != nil {
+				return err
+			}
+			value, err := c.EnvValue(cmd.Context(), args[0], args[1])
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return a.json(map[string]string{"name": args[1], "value": value})
+			}
+			_, err = fmt.Fprintln(a.out, value) // as it is: a table would change it
+			return err
+		},
+	}
+	cmd := &cobra.Command{Use: "env", Short: "Set, remove, list and read the variables of a service"}
+	cmd.AddCommand(set, unset, list, get)
 	return cmd
 }
 

@@ -83,13 +83,15 @@ func readTokenIfThere(file string) (string, error) {
 	return strings.TrimSpace(string(b)), nil
 }
 
-// makeTokens makes sure that the tokens in the files of the admin, of the edges and of the
-// nodes are known, and makes files that are missing.
+// makeTokens makes sure that the tokens in the files of the admin, of the edges, of the nodes and of
+// who may read variables back are known, and makes files that are missing but the last: that
+// token is one of Vault's.
 func makeTokens(ctx context.Context, cfg Config, db *store.Store) error {
 	for _, t := range []struct{ name, role, file string }{
 		{"admin", store.RoleAdmin, cfg.path("admin.token")},
 		{"edge", store.RoleEdge, cfg.EdgeTokenFile},
 		{"node", store.RoleNode, cfg.NodeTokenFile},
+		{"secrets", store.RoleSecrets, cfg.path("secrets.token")},
 	} {
 		plain, err := readTokenIfThere(t.file)
 		if err != nil {
@@ -99,6 +101,9 @@ func makeTokens(ctx context.Context, cfg Config, db *store.Store) error {
 			if err := db.PutToken(ctx, t.name, t.role, plain); err != nil {
 				return err
 			}
+			continue
+		}
+		if t.role == store.RoleSecrets {
 			continue
 		}
 		if plain, err = db.CreateToken(ctx, t.name, t.role); err != nil {

@@ -285,6 +285,9 @@ func (c Config) PublicURL() string { return fmt.Sprintf("http://%s:%d", c.Domain
 // AdminTokenFile holds the API token that was made at the control plane's first start.
 func (c Config) AdminTokenFile() string { return c.path("control", "admin.token") }
 
+// SecretsTokenFile holds the token that reads values of variables back, of Vault and of the API.
+func (c Config) SecretsTokenFile() string { return c.path("control", "secrets.token") }
+
 // NomadTokenFile holds Nomad's management token.
 func (c Config) NomadTokenFile() string { return c.path("nomad", "management.token") }
 

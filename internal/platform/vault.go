@@ -19,8 +19,9 @@ const (
 	jwtMount       = "jwt-leapcell"
 	instanceRole   = "instance"
 	instancePolicy = "leapcell-instance"
+	secretsPolicy  = "leapcell-secrets"
 	controlPolicy  = "leapcell-control"
-	// controlPeriod is how long the control plane's token lives without being renewed.
+	// controlPeriod is how long a token lives without being renewed.
 	controlPeriod = "768h"
 )
 
@@ -53,6 +54,12 @@ path "leapcell/keys/+"        { capabilities = ["create", "update", "read", "del
 path "leapcell/keys/+/config" { capabilities = ["update"] }
 path "leapcell/encrypt/+"     { capabilities = ["update"] }
 path "leapcell/decrypt/source.*" { capabilities = ["update"] }
+`
+
+// secretsRules let whoever may read variables back open the values of all services. [EN4]
+const secretsRules = `
+path "leapcell/decrypt/+"     { capabilities = ["update"] }
+path "auth/token/renew-self"  { capabilities = ["update"] }
 `
 
 // instanceRules let an instance open the values of its own service and of no other: the
@@ -194,7 +201,7 @@ func (p *Platform) wireVault(ctx context.Context, _ func(string, ...any)) error 
 	}
 	accessor := auths[jwtMount+"/"].Accessor
 	for name, rules := range map[string]string{
-		controlPolicy: controlRules, instancePolicy: fmt.Sprintf(instanceRules, accessor),
+		controlPolicy: controlRules, instancePolicy: fmt.Sprintf(instanceRules, accessor), secretsPolicy: secretsRules,
 	} {
 		if err := client.Sys().PutPolicyWithContext(ctx, name, rules); err != nil {
 			return fmt.Errorf("vault: writing policy %s: %w", name, err)
@@ -203,7 +210,10 @@ func (p *Platform) wireVault(ctx context.Context, _ func(string, ...any)) error 
 	if err := p.writeLogin(ctx, client); err != nil {
 		return err
 	}
-	return p.controlToken(ctx, client)
+	if err := p.vaultToken(ctx, client, p.vaultTokenFile(), "leapcelld", controlPolicy); err != nil {
+		return err
+	}
+	return p.vaultToken(ctx, client, p.cfg.SecretsTokenFile(), "leapcell-secrets", secretsPolicy)
 }
 
 func enableMounts(ctx context.Context, client *vault.Client) error {
@@ -260,9 +270,9 @@ func (p *Platform) writeLogin(ctx context.Context, client *vault.Client) error {
 	return nil
 }
 
-// controlToken keeps the control plane's token alive, or makes one.
-func (p *Platform) controlToken(ctx context.Context, root *vault.Client) error {
-	if b, err := os.ReadFile(p.vaultTokenFile()); err == nil {
+// vaultToken keeps the token in a file alive, or makes one.
+func (p *Platform) vaultToken(ctx context.Context, root *vault.Client, file, name, policy string) error {
+	if b, err := os.ReadFile(file); err == nil {
 		own, err := p.vaultClient(strings.TrimSpace(string(b)))
 		if err != nil {
 			return err
@@ -272,10 +282,10 @@ func (p *Platform) controlToken(ctx context.Context, root *vault.Client) error {
 		} // else it expired, or Vault is a new one
 	}
 	secret, err := root.Auth().Token().CreateOrphanWithContext(ctx, &vault.TokenCreateRequest{
-		DisplayName: "leapcelld", Policies: []string{controlPolicy}, Period: controlPeriod,
+		DisplayName: name, Policies: []string{policy}, Period: controlPeriod,
 	})
 	if err != nil {
-		return fmt.Errorf("vault: making the control plane's token: %w", err)
+		return fmt.Errorf("vault: making the token %s: %w", name, err)
 	}
-	return writeFile(p.vaultTokenFile(), []byte(secret.Auth.ClientToken+"\n"), 0o600)
+	return writeFile(file, []byte(secret.Auth.ClientToken+"\n"), 0o600)
 }

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -270,6 +271,62 @@ func TestMust_EN3_NamesAndSize(t *testing.T) {
 	defer cancel()
 	if err := harness.Get(t).API.Call(ctx, http.MethodGet, "/v1/services/"+s.Name+"/env", nil, &env); err != nil || fmt.Sprint(env.Names) != "[A]" {
 		t.Errorf("after all that the names are %q, %v", env.Names, err)
+	}
+}
+
+// Values are written and listed by name. Reading one back takes a role that not even the admin has,
+// Vault's consent, and is written down.
+func TestMust_EN4_ReadingBackTakesARoleOfItsOwn(t *testing.T) {
+	t.Parallel()
+	p := harness.Get(t)
+	random := make([]byte, 24)
+	_, _ = rand.Read(random) // never fails
+	value := "read-back-" + hex.EncodeToString(random)
+	s := p.Create(t, harness.Spec{})
+	s.SetEnv(t, map[string]string{"READ_BACK": value})
+	path := "/v1/services/" + s.Name + "/env"
+	var list string
+	if err := p.API.Call(t.Context(), http.MethodGet, path, nil, &list); err != nil || !strings.Contains(list, "READ_BACK") || strings.Contains(list, value) {
+		t.Errorf("the list is %s, %v", list, err)
+	}
+	denied := func(what, file, path string) {
+		t.Helper()
+		token, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		api := &harness.API{Base: p.API.Base, Token: strings.TrimSpace(string(token))}
+		var e *harness.APIError
+		if err := api.Call(t.Context(), http.MethodGet, path, nil, nil); !errors.As(err, &e) || e.Status != http.StatusForbidden || strings.Contains(e.Body, value) {
+			t.Errorf("%s: %v, want it refused", what, err)
+		}
+	}
+	control := filepath.Join(p.Config.StateDir, "control")
+	for _, role := range []string{"admin", "edge", "node"} {
+		denied("the value for the role "+role, filepath.Join(control, role+".token"), path+"/READ_BACK")
+	}
+	denied("the list for the role secrets", p.Config.SecretsTokenFile(), path)
+	if got := p.Must(t, "env", "get", s.Name, "READ_BACK"); got != value+"\n" {
+		t.Errorf("the value read back is %q", got)
+	}
+	log, err := os.ReadFile(filepath.Join(p.Config.StateDir, "logs", "leapcelld.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	written := false
+	for line := range strings.Lines(string(log)) {
+		var entry struct {
+			Msg, Name, Token string
+			OK               bool
+		}
+		written = written || json.Unmarshal([]byte(line), &entry) == nil && strings.HasPrefix(entry.Msg, "audit:") &&
+			entry.Name == "READ_BACK" && entry.Token == "secrets" && entry.OK
+	}
+	if !written {
+		t.Error("nothing in the control plane's log says who read the value")
+	}
+	if bytes.Contains(log, []byte(value)) {
+		t.Error("the value is in the log")
 	}
 }
 
