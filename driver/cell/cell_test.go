@@ -370,6 +370,47 @@ func TestOutOfMemory(t *testing.T) {
 	})
 }
 
+// Of a cell that ended while nobody looked, its cgroup still tells that it was for want of memory.
+func TestAdoptAfterTheEnd(t *testing.T) {
+	l := testLauncher(t, Direct)
+	for program, killed := range map[string]bool{"eat": true, "exit": false} {
+		c, _ := testConfig(t, program, "3")
+		cell, err := l.Start(t.Context(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wait(t, cell)
+		_, err = Adopt(l, c, cell.PID())
+		if leapcell.ErrorCode(err) != leapcell.CodeNotFound || errors.Is(err, ErrOutOfMemory) != killed {
+			t.Errorf("%s: %v", program, err)
+		}
+		if _, err := os.Stat(filepath.Join(l.(*launcher).h.all[0], testParent, c.ID)); err == nil {
+			t.Errorf("%s: its cgroup is left", program)
+		}
+	}
+}
+
+// A kill that came before anybody watched has no event any more.
+func TestOutOfMemoryBeforeTheWatch(t *testing.T) {
+	c, _ := testConfig(t, "eat")
+	cell := start(t, testLauncher(t, Direct), c)
+	wait(t, cell)
+	if _, whole := cell.group.(*cgroup2); whole {
+		t.Skip("version 2 kills the whole cell by itself")
+	}
+	told := make(chan struct{})
+	stop, err := cell.group.watchOOM(func() { close(told) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	select {
+	case <-told:
+	case <-time.After(20 * time.Second):
+		t.Error("nobody hears of it")
+	}
+}
+
 func TestAdopt(t *testing.T) {
 	onEach(t, func(t *testing.T, l Launcher) {
 		c, out := testConfig(t, "graceful")

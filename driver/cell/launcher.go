@@ -241,8 +241,12 @@ func discard(g cgroup, state string) error {
 	return removeCell(g, state)
 }
 
+// ErrOutOfMemory says that the kernel has killed some process of a cell for want of memory.
+var ErrOutOfMemory = errors.New("it was killed for want of memory")
+
 // Adopt takes over a cell that an earlier process started with the same Config. When it is not
-// running any more, what it left is removed and the error has [leapcell.CodeNotFound].
+// running any more, what it left is removed and the error has [leapcell.CodeNotFound]. How it ended is
+// lost with the process whose child it was, but for [ErrOutOfMemory], which its cgroup tells.
 func Adopt(with Launcher, c Config, pid int) (*Cell, error) {
 	l, ok := with.(*launcher)
 	if !ok {
@@ -253,6 +257,9 @@ func Adopt(with Launcher, c Config, pid int) (*Cell, error) {
 	}
 	cell := l.cell(c)
 	if err := cell.adopt(pid); err != nil {
+		if kills, unread := cell.group.oomKills(); unread == nil && kills > 0 {
+			err = errors.Join(ErrOutOfMemory, err)
+		}
 		if cleaning := discard(cell.group, cell.state); cleaning != nil {
 			l.log.Error("clean up after a cell that has ended", "cell", c.ID, "error", cleaning)
 		}

@@ -122,8 +122,8 @@ func attach(file *os.File) (*os.File, error) {
 	return nil, errors.New("all are taken")
 }
 
-// Unmount undoes [Mount], after which the data is gone; a dir that is not mounted or not there
-// is no error.
+// Unmount unmounts a dir; after [Mount] the data is gone with it. A dir that is not mounted or not
+// there is no error.
 func Unmount(dir string) error {
 	err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
 	if err == unix.EBUSY { // some process still looks: it goes when that does

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/driver/disk"
 )
 
 // old makes an image one that was last used so long ago.
@@ -124,7 +125,7 @@ func TestCollectKeepsWhatIsNeeded(t *testing.T) {
 	if err := s.Mount(pull(t, s, running), root); err != nil {
 		t.Fatal(err)
 	}
-	defer unmount(root)
+	defer disk.Unmount(root)
 	pull(t, s, gone)
 	pull(t, s, recent)
 	for round, life := range []string{"of this process", "of the next one"} {
@@ -176,7 +177,7 @@ func TestMountsThatAreGone(t *testing.T) {
 	if again.mounts[root] == "" {
 		t.Error("a mount point with a space in its name is not found again")
 	}
-	if err := unmount(root); err != nil {
+	if err := disk.Unmount(root); err != nil {
 		t.Fatal(err)
 	}
 	last := openStore(t, s.cfg)

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/driver/disk"
 )
 
 // mountPoints is the folder of a layer that lies on top of every image: the folders and files
@@ -251,20 +252,9 @@ func open(dirs []string) (names []string, done func(), err error) {
 
 // Unmount undoes [Store.Mount] and [Store.MountWritable]; a dir that is not mounted or not there is no error.
 func (s *Store) Unmount(dir string) error {
-	if err := unmount(dir); err != nil {
+	if err := disk.Unmount(dir); err != nil {
 		return err
 	}
 	s.release(dir)
-	return nil
-}
-
-func unmount(dir string) error {
-	err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
-	if err == unix.EBUSY { // some process still looks: it goes when that does
-		err = unix.Unmount(dir, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
-	}
-	if err != nil && err != unix.EINVAL && err != unix.ENOENT {
-		return fmt.Errorf("unmount %s: %w", dir, err)
-	}
 	return nil
 }

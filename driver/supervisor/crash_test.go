@@ -3,6 +3,7 @@ package supervisor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/driver/cell"
 )
 
 // dies ends the node's supervisor as kill -9 does: its sockets are closed and it touches
@@ -43,6 +45,25 @@ func (n *node) comesBack() {
 	n.restart()
 	if err := n.Recover(); err != nil {
 		n.t.Fatal(err)
+	}
+}
+
+func TestMissed(t *testing.T) {
+	build := StartRequest{Config: leapcell.TaskConfig{Mode: leapcell.TaskBuild}}
+	tests := []struct {
+		rec  record
+		err  error
+		want Exit
+	}{
+		{record{}, errors.New("gone"), Exit{Code: 1, Message: "ended while no supervisor was running: its exit code is not known"}},
+		{record{Request: StartRequest{MemoryMB: 256}}, fmt.Errorf("process 7: %w", cell.ErrOutOfMemory), Exit{Code: 137, Signal: 9, OOM: true, Message: "out of memory: limit 256 MB"}},
+		{record{Stop: &stopOrder{}}, cell.ErrOutOfMemory, Exit{Message: "stopped"}},
+		{record{Request: build}, errors.New("builds are not taken over"), Exit{Code: 1, Message: "the build was interrupted, because the supervisor of its node ended: deploy again"}},
+	}
+	for _, tt := range tests {
+		if got := missed(tt.rec, tt.err); got != tt.want {
+			t.Errorf("%+v, want %+v", got, tt.want)
+		}
 	}
 }
 

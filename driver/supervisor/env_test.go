@@ -114,7 +114,7 @@ func TestSealedEnvs(t *testing.T) {
 func TestConfig(t *testing.T) {
 	good := Config{StateDir: "/var/lib/leapcell"}
 	c, err := good.WithDefaults()
-	if err != nil || len(c.Name) != 6 || c.Runtime != "runc" || c.suspendAfter() != 20e6 {
+	if err != nil || len(c.Name) != 6 || c.Runtime == "" || c.suspendAfter() != 20e6 {
 		t.Fatalf("%+v, %v", c, err)
 	}
 	p, err := c.subnet()

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/leapcell/leapcell"
 	"github.com/leapcell/leapcell/driver/cell"
 	"github.com/leapcell/leapcell/driver/disk"
 	"github.com/leapcell/leapcell/driver/gate"
@@ -384,12 +385,21 @@ func (s *Supervisor) recover(rec record) *task {
 	if t.gate != nil {
 		_ = t.gate.Drain(context.Background()) // it is empty: who comes is sent elsewhere
 	}
-	exit := Exit{Code: 1, Message: "ended while the supervisor was not running"}
-	if rec.Stop != nil {
-		exit = Exit{Message: "stopped"}
-	}
-	go t.finish(exit)
+	go t.finish(missed(rec, err))
 	return nil
+}
+
+// missed is the result of a task that ended while nobody looked.
+func missed(rec record, err error) Exit {
+	switch {
+	case rec.Stop != nil:
+		return Exit{Message: "stopped"}
+	case rec.Request.Config.Mode == leapcell.TaskBuild:
+		return Exit{Code: 1, Message: "the build was interrupted, because the supervisor of its node ended: deploy again"}
+	case errors.Is(err, cell.ErrOutOfMemory):
+		return Exit{Code: 128 + int(unix.SIGKILL), Signal: int(unix.SIGKILL), OOM: true, Message: outOfMemoryText(rec.Request.MemoryMB, cell.Stats{})}
+	}
+	return Exit{Code: 1, Message: "ended while no supervisor was running: its exit code is not known"}
 }
 
 // goOn lets a task that was taken over live on, or stops it if that was asked for before.

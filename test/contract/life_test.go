@@ -1,10 +1,12 @@
 package contract
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -46,6 +48,61 @@ func TestMust_LI1_ZeroOrMoreInstances(t *testing.T) {
 			t.Errorf("after dormancy: %d %q from instance %q, before it was %q", r.Status, r.Body, r.Instance(), first)
 		}
 	})
+}
+
+// Nothing but a second instance can answer while the only one has all that it takes.
+func TestMust_LI2_ScaleOutFollowsDemand(t *testing.T) {
+	t.Parallel()
+	s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{Concurrency: 1, MaxInstances: 2}})
+	first := s.Get(t, "/").Instance()
+	long := make(chan harness.Reply, 1)
+	go func() {
+		r, err := s.Visit(context.Background(), harness.Get(t).HTTP, "/sleep?ms=20000")
+		if err != nil {
+			r.Err = err
+		}
+		long <- r
+	}()
+	harness.Eventually(t, aMinute, "another instance answers", func() bool { return s.Get(t, "/").Instance() != first })
+	select {
+	case r := <-long:
+		t.Errorf("the other instance came only after the request that kept the first one busy: %d from %s", r.Status, r.Instance())
+	default:
+		if r := <-long; r.Status != http.StatusOK || r.Err != nil || r.Instance() != first {
+			t.Errorf("the request that kept the first one busy got %d %v from %s, want it answered by %s", r.Status, r.Err, r.Instance(), first)
+		}
+	}
+}
+
+// What demand brought goes when it is over: first to one instance, then to none, each not before its delay.
+func TestMust_LI2_ScaleInWaitsAndDormancyComesLast(t *testing.T) {
+	t.Parallel()
+	const delay, dormant = 5 * time.Second, 15 * time.Second
+	s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{
+		Concurrency: 1, MaxInstances: 2, ScaleInDelay: leapcell.Duration(delay), DormantAfter: leapcell.Duration(dormant),
+	}})
+	load := s.Visitors(t, 4, "/sleep?ms=200")
+	harness.Eventually(t, aMinute, "demand has brought a second instance", func() bool { return len(s.Allocs(t)) == 2 })
+	load.Check(t) // ends it
+	over := time.Now()
+	seen := []int{2}
+	harness.Eventually(t, 2*time.Minute, "the service is dormant", func() bool {
+		n := len(s.Allocs(t))
+		if n == seen[len(seen)-1] {
+			return n == 0
+		}
+		seen = append(seen, n)
+		if waited, least := time.Since(over), map[int]time.Duration{1: delay, 0: dormant}[n]; waited < least-time.Second { // edges report four times a second
+			t.Errorf("%d instances %s after the last answer, want %s to pass", n, waited, least)
+		}
+		return n == 0
+	})
+	if !slices.Equal(seen, []int{2, 1, 0}) {
+		t.Errorf("the numbers of instances were %v", seen)
+	}
+	if r := s.Get(t, "/"); r.Status != http.StatusOK {
+		t.Errorf("a visit to the dormant service: %d %q", r.Status, r.Body)
+	}
 }
 
 func TestMust_LI3_InFlightFinishesThenSIGTERM(t *testing.T) {

@@ -198,7 +198,7 @@ func restrictions(status string) []string {
 			add("descriptor %s %s", fd.Name(), name)
 		}
 	}
-	for _, name := range []string{"oom_score_adj", "personality", "timerslack_ns", "coredump_filter", "loginuid", "sessionid", "attr/current", "uid_map", "gid_map", "setgroups"} {
+	for _, name := range []string{"oom_score_adj", "personality", "coredump_filter", "loginuid", "sessionid", "attr/current", "uid_map", "gid_map", "setgroups"} {
 		text, err := os.ReadFile("/proc/self/" + name)
 		add("process %s %s %s", name, strings.Join(strings.Fields(string(text)), " "), try(err))
 	}
