@@ -22,7 +22,7 @@ type EnvSetter interface {
 
 // EnvOpener opens a sealed value by the right of a token of Vault: the control plane itself has none to.
 type EnvOpener interface {
-	Open(ctx context.Context, token, serviceID, sealed string) (string, error)
+	OpenAs(ctx context.Context, token, serviceID, sealed string) (string, error)
 }
 
 // envNames is an environment as the API shows it to all but the role secrets. [EN4]
@@ -76,7 +76,7 @@ func (s *Server) openEnv(c *gin.Context) (err error) {
 	if !ok {
 		return leapcell.Errorf(leapcell.CodeNotFound, "the service %s has no variable %q", svc.Name, name)
 	}
-	value, err = s.cfg.Opener.Open(c.Request.Context(), bearer(c), svc.ID, sealed)
+	value, err = s.cfg.Opener.OpenAs(c.Request.Context(), bearer(c), svc.ID, sealed)
 	return err
 }
 

@@ -131,8 +131,8 @@ func (p *platform) SetEnv(_ context.Context, _ leapcell.Service, set map[string]
 	return p.setEnv(set, unset)
 }
 
-// Open stands for Vault, to which the token has to be known.
-func (p *platform) Open(_ context.Context, token, serviceID, sealed string) (string, error) {
+// OpenAs stands for Vault, to which the token has to be known.
+func (p *platform) OpenAs(_ context.Context, token, serviceID, sealed string) (string, error) {
 	if token != "hvs.secrets" {
 		return "", leapcell.Errorf(leapcell.CodeForbidden, "Vault does not let this token open values")
 	}

@@ -91,8 +91,8 @@ func (s *Sealer) Seal(ctx context.Context, serviceID string, values map[string]s
 	return sealedValues(names, secret)
 }
 
-// Open decrypts a value by the right of another token than ours, which it also renews.
-func (s *Sealer) Open(ctx context.Context, token, serviceID, sealed string) (string, error) {
+// OpenAs decrypts a value by the right of another token than ours, which it also renews.
+func (s *Sealer) OpenAs(ctx context.Context, token, serviceID, sealed string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	other, err := s.api.Clone()
@@ -108,18 +108,14 @@ func (s *Sealer) Open(ctx context.Context, token, serviceID, sealed string) (str
 	if err != nil {
 		return "", s.wrap(err, "decrypt")
 	}
-	text, ok := "", false
-	if secret != nil {
-		text, ok = secret.Data["plaintext"].(string)
-	}
-	value, err := base64.StdEncoding.DecodeString(text)
-	if !ok || err != nil {
-		return "", errors.New("vault did not open the value") // no more: the answer might hold it
+	value, err := openedValue(secret)
+	if err != nil {
+		return "", err
 	}
 	if _, err := other.Auth().Token().RenewSelfWithContext(ctx, 0); err != nil {
 		s.cfg.Log.Warn("vault: the token for reading back is not renewed", "err", err)
 	}
-	return string(value), nil
+	return value, nil
 }
 
 // makeKey makes the service's key; one that exists is left as it is. Encrypting would make
@@ -158,6 +154,10 @@ func (s *Sealer) Open(ctx context.Context, key, sealed string) (string, error) {
 	if err != nil {
 		return "", s.wrap(err, "decrypt")
 	}
+	return openedValue(secret)
+}
+
+func openedValue(secret *api.Secret) (string, error) {
 	var text string
 	if secret != nil {
 		text, _ = secret.Data["plaintext"].(string)

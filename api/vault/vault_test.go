@@ -186,11 +186,11 @@ func TestRealVault(t *testing.T) {
 		}
 	})
 	t.Run("AnotherMayOpen", func(t *testing.T) {
-		if _, err := sealer.Open(ctx, sealer.cfg.Token, id, sealed["A"]); leapcell.ErrorCode(err) != leapcell.CodeForbidden {
+		if _, err := sealer.OpenAs(ctx, sealer.cfg.Token, id, sealed["A"]); leapcell.ErrorCode(err) != leapcell.CodeForbidden {
 			t.Errorf("by leapcelld's own token: %v", err)
 		}
 		for name, want := range values {
-			if got, err := sealer.Open(ctx, s.root.Token(), id, sealed[name]); err != nil || got != want {
+			if got, err := sealer.OpenAs(ctx, s.root.Token(), id, sealed[name]); err != nil || got != want {
 				t.Errorf("%s opens to %q, %v", name, got, err)
 			}
 		}

@@ -59,6 +59,7 @@ path "leapcell/decrypt/source.*" { capabilities = ["update"] }
 // secretsRules let whoever may read variables back open the values of all services. [EN4]
 const secretsRules = `
 path "leapcell/decrypt/+"     { capabilities = ["update"] }
+path "leapcell/decrypt/source.*" { capabilities = ["deny"] }
 path "auth/token/renew-self"  { capabilities = ["update"] }
 `
 
