@@ -54,6 +54,10 @@ type TaskConfig struct {
 	// Modified is the time of all files of the result, in seconds since 1970, so that the same
 	// input gives the same image; 0 leaves them as they are.
 	Modified int `codec:"modified"`
+	// StaticOutput is the registry/repository:tag that a front end is pushed to; "" looks for none.
+	StaticOutput   string `codec:"static_output"`
+	Static         string `codec:"static"`          // see [Settings]
+	StaticFallback string `codec:"static_fallback"` // see [Settings]
 }
 
 // DockerState is where the builder of Dockerfiles keeps its cache in the sandbox of a build.

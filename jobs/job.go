@@ -121,6 +121,7 @@ type BuildSpec struct {
 	SourceImage string        // the runtime's base with the source on it, by digest
 	Output      string        // where the result is pushed, by tag
 	RunImage    string        // what the result stands on where it can; "" is what the source image does
+	Static      string        // where its front end is pushed, by tag
 	Caches      []string      // folders kept between builds of the service
 	Plan        leapcell.Plan // what the build may use
 	Modified    time.Time     // of all files of the result
@@ -147,6 +148,8 @@ func Build(s BuildSpec) *api.Job {
 		ImageMB:      s.Plan.ImageMB,
 		RunImage:     s.RunImage,
 		Modified:     int(s.Modified.Unix()),
+
+		StaticOutput: s.Static, Static: set.Static, StaticFallback: set.StaticFallback,
 	}
 	if set.Runtime == leapcell.RuntimeDocker {
 		config.Dockerfile, config.Command, config.BuildArgs = set.Dockerfile, "", list(set.BuildArgs)

@@ -104,5 +104,8 @@ var taskSpec = hclspec.NewObject(map[string]*hclspec.Spec{
 	"keep_mb":         hclspec.NewAttr("keep_mb", "number", false),
 	"modified":        hclspec.NewAttr("modified", "number", false),
 	"timeout":         hclspec.NewDefault(hclspec.NewAttr("timeout", "string", false), hclspec.NewLiteral(`"10m"`)),
+	"static_output":   hclspec.NewAttr("static_output", "string", false),
+	"static":          hclspec.NewAttr("static", "string", false),
+	"static_fallback": hclspec.NewAttr("static_fallback", "string", false),
 	"cpus":            hclspec.NewDefault(hclspec.NewAttr("cpus", "number", false), hclspec.NewLiteral("2")),
 })

@@ -13,6 +13,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
 	"github.com/leapcell/leapcell"
 	"github.com/leapcell/leapcell/driver/cell"
 	"github.com/leapcell/leapcell/driver/gate"
@@ -71,7 +73,7 @@ func (r StartRequest) validate() error {
 		return invalid("the group has no port labelled %q: write network { port %q {} } into it; requests come in there", leapcell.PortLabel, leapcell.PortLabel)
 	case serves && (c.Port < 0 || c.Port > 65535):
 		return invalid("task config: port is %d: it must be from 1 to 65535, and is where the app listens inside", c.Port)
-	case build && (c.Output == "" || c.StartCommand == "" && c.Dockerfile == "" || c.ServiceID == ""):
+	case build && (c.Output == "" || c.StartCommand == "" && c.Dockerfile == "" && c.StaticOutput == "" || c.ServiceID == ""):
 		return invalid("task config: mode build needs output, start_command or dockerfile, and service_id")
 	case serves && (r.MemoryMB < leapcell.MinMemoryMB || r.MemoryMB > leapcell.MaxMemoryMB):
 		return invalid("resources: memory is %d MB: it must be from %d to %d, the CPU follows from it", r.MemoryMB, leapcell.MinMemoryMB, leapcell.MaxMemoryMB)
@@ -207,6 +209,7 @@ type Images interface {
 	PushLayout(ctx context.Context, dir, output string, maxBytes int64, progress func(phase leapcell.State, text string)) (digest string, size int64, err error)
 	// Mirror reads images of elsewhere by the registry that ref is in. Close the closer.
 	Mirror(ref string) (http.Handler, io.Closer, error)
+	Push(ctx context.Context, artifact v1.Image, output string) error
 	Commit(ctx context.Context, base *image.Image, r image.Result, output string, progress func(phase leapcell.State, text string)) (digest string, size int64, err error)
 }
 

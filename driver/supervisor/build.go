@@ -85,6 +85,9 @@ func (t *task) runCommand(ctx context.Context, scratch string) (*image.Image, *E
 	t.mu.Lock()
 	t.mounted = true
 	t.mu.Unlock()
+	if t.req.Config.Command == "" {
+		return img, nil // files that need no build
+	}
 	cfg := t.cellConfig()
 	cfg.Env = buildEnvironment(img.Env, t.sup.cfg.Build.Env, secrets)
 	cfg.WorkDir, cfg.CPUs, cfg.Hostname = img.WorkDir, max(t.req.Config.CPUs, 1), "build"
@@ -132,10 +135,15 @@ func (t *task) judgeBuild(e cell.Exit) *Exit {
 
 // publish makes the image of what the command left, and pushes it.
 func (t *task) publish(ctx context.Context, base *image.Image, scratch string) *Exit {
-	if err := t.cell.Delete(); err != nil {
-		t.log.Error("build sandbox could not be removed", "error", err)
+	if t.cell != nil {
+		if err := t.cell.Delete(); err != nil {
+			t.log.Error("build sandbox could not be removed", "error", err)
+		}
 	}
 	t.logs.drain() // the command's last words come before ours
+	if whole, exit := t.publishStatic(ctx, base, scratch); whole || exit != nil {
+		return exit
+	}
 	result := image.Result{
 		Upper:   image.Upper(scratch),
 		Exclude: append(slices.Clone(t.req.Config.Caches), slices.Sorted(maps.Keys(t.sup.cfg.Build.Files))...),

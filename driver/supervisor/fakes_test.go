@@ -16,6 +16,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
 	"github.com/leapcell/leapcell"
 	"github.com/leapcell/leapcell/driver/cell"
 	"github.com/leapcell/leapcell/driver/image"
@@ -32,6 +34,11 @@ type fakeImages struct {
 	mounted   map[string]bool
 	committed []image.Result
 	output    string
+
+	tree           map[string]string // what a writable mount shows, once it is there
+	push           error
+	artifact       v1.Image
+	artifactOutput string
 }
 
 func (f *fakeImages) Pull(ctx context.Context, ref string) (*image.Image, error) {
@@ -62,6 +69,19 @@ func (f *fakeImages) MountWritable(img *image.Image, dir, scratch string) error 
 	if err := os.MkdirAll(image.Upper(scratch), 0o755); err != nil {
 		return err
 	}
+	for name, content := range f.tree {
+		name = filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			return err
+		}
+		if target, ok := strings.CutPrefix(content, "-> "); ok {
+			if err := os.Symlink(target, name); err != nil {
+				return err
+			}
+		} else if err := os.WriteFile(name, []byte(content), 0o644); err != nil {
+			return err
+		}
+	}
 	return f.Mount(img, dir)
 }
 
@@ -78,6 +98,13 @@ func (f *fakeImages) PushLayout(context.Context, string, string, int64, func(lea
 
 func (f *fakeImages) Mirror(string) (http.Handler, io.Closer, error) {
 	return http.NotFoundHandler(), io.NopCloser(nil), nil
+}
+
+func (f *fakeImages) Push(_ context.Context, artifact v1.Image, output string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.artifact, f.artifactOutput = artifact, output
+	return f.push
 }
 
 func (f *fakeImages) Commit(ctx context.Context, _ *image.Image, r image.Result, output string, progress func(leapcell.State, string)) (string, int64, error) {
