@@ -40,6 +40,8 @@ var importRules = []importRule{
 		why: "pure functions: the same nouns give the same job"},
 	{from: "traefik", ban: []string{"./api", "./driver", "./jobs", "./terraform", "./cmd", "./internal/platform"},
 		why: "the edge serves when the control plane is down; it learns everything from Nomad"},
+	{from: "internal/front", only: []string{"std", "."},
+		why: "what node, control plane and edge agree on brings none of them the others' libraries"},
 	{from: "traefik/wake", only: []string{"std", "."},
 		why: "the request path stays readable and testable on its own: Nomad and Traefik come in through interfaces"},
 	{from: "terraform", ban: []string{"./driver", "./jobs", "./traefik", "./cmd", "./internal/platform"},

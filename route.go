@@ -54,9 +54,18 @@ type Route struct {
 	// Split sends a part of the requests to another deployment.
 	Split *Split `json:"split,omitempty"`
 
+	// Static is the front end that edges serve by themselves, nil for none.
+	Static *RouteStatic `json:"static,omitempty"`
+
 	// Plain is set for a job that the platform did not deploy. Edges make such routes from
 	// the job itself; a route variable cannot say it.
 	Plain *PlainJob `json:"-"`
+}
+
+// RouteStatic is a front end as an edge needs it.
+type RouteStatic struct {
+	Manifest string `json:"manifest"`        // see [Static]
+	Whole    bool   `json:"whole,omitempty"` // no instance answers what is no file
 }
 
 // PlainJob is what an edge must know of a job that the platform did not deploy: no gate of

@@ -14,6 +14,7 @@ const maxInFlight = 1000
 func Route(namespace string, svc leapcell.Service, dep leapcell.Deployment) leapcell.Route {
 	set := dep.Settings
 	return leapcell.Route{
+		Static:       static(dep.Static),
 		ServiceID:    svc.ID,
 		Service:      svc.Name,
 		Hosts:        []string{strings.ToLower(svc.Host)},
@@ -29,6 +30,13 @@ func Route(namespace string, svc leapcell.Service, dep leapcell.Deployment) leap
 		ScaleInDelay: set.ScaleInDelay,
 		Ignore:       leapcell.Ignore{Paths: set.IgnorePaths, Agents: set.IgnoreAgents},
 	}
+}
+
+func static(s *leapcell.Static) *leapcell.RouteStatic {
+	if s == nil {
+		return nil
+	}
+	return &leapcell.RouteStatic{Manifest: s.Manifest, Whole: s.Whole}
 }
 
 // Preview makes one deployment reachable under a name of its own, whatever is live.

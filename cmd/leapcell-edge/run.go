@@ -45,7 +45,8 @@ func settings(args []string, env func(string) string, stderr io.Writer) (edge.Co
 	flags.StringVar(&apis, "api-addr", "", "address of the API that load is reported to; with commas between, those of all control planes (default nowhere)")
 	flags.StringVar(&apiTokenFile, "api-token-file", "", "file with the token for the API")
 	flags.StringVar(&cfg.ID, "id", hostname, "name of this edge in reports")
-	flags.StringVar(&cfg.DataDir, "data-dir", "", "folder for the default certificate")
+	flags.StringVar(&cfg.DataDir, "data-dir", "", "folder for the default certificate and for static files")
+	cache := flags.Int64("static-cache", 2048, "MB of static files that are kept on disk")
 	flags.StringVar(&cfg.AccessLog, "access-log", "", "file for the access log, - for standard output (default none)")
 	flags.IntVar(&cfg.MetricsServices, "metrics-services", 100, "services with a label of their own in /metrics; the others share one")
 	flags.DurationVar(&cfg.Drain, "drain-timeout", 30*time.Second, "how long requests may take to end when the edge stops")
@@ -69,6 +70,11 @@ func settings(args []string, env func(string) string, stderr io.Writer) (edge.Co
 	if flags.NArg() > 0 {
 		return cfg, fmt.Errorf("unexpected argument %q: all settings are flags", flags.Arg(0))
 	}
+
+	if *cache < 1 {
+		return cfg, fmt.Errorf("--static-cache is %d: it must be at least 1 MB", *cache)
+	}
+	cfg.StaticBytes = *cache << 20
 
 	var lvl slog.Level
 	if err := lvl.UnmarshalText([]byte(level)); err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/leapcell/leapcell"
 	"github.com/leapcell/leapcell/traefik/routes"
+	"github.com/leapcell/leapcell/traefik/static"
 	"github.com/leapcell/leapcell/traefik/wake"
 )
 
@@ -21,8 +22,11 @@ type Config struct {
 	Listen string // address for visitors
 	// AdminListen is an address for /ping and /metrics; empty for none.
 	AdminListen string
-	// DataDir keeps the certificate for names that have none; empty: a new one each start.
-	DataDir   string
+	// DataDir keeps the certificate for names that have none, and static files; empty: new ones
+	// each start.
+	DataDir string
+	// StaticBytes bounds the static files that are kept there.
+	StaticBytes int64
 	AccessLog string // a file, "-" for standard output, empty for none
 	// MetricsServices bounds the services that have a label of their own in /metrics.
 	MetricsServices int
@@ -92,6 +96,12 @@ func Run(ctx context.Context, cfg Config) error {
 	if len(cfg.JobNamespaces) > 0 {
 		middleware.Jobs = routes.NewKeeper(nomad, table, cfg.ID)
 	}
+	fronts, err := newFronts(cfg)
+	if err != nil {
+		return err
+	}
+	defer fronts.close()
+	middleware.Static = fronts.server
 	handler := wake.New(middleware)
 	defer handler.Close()
 
@@ -108,7 +118,9 @@ func Run(ctx context.Context, cfg Config) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var helpers sync.WaitGroup
 	helpers.Go(func() { table.Run(background, nomad) })
-	helpers.Go(func() { reportLoad(background, cfg, handler, table) })
+	ready := static.NewReady(fronts.server, table)
+	helpers.Go(func() { ready.Run(background) })
+	helpers.Go(func() { reportLoad(background, cfg, handler, ready) })
 	helpers.Go(func() { admin.run(background) })
 	defer helpers.Wait()
 	defer stop()

@@ -36,6 +36,21 @@ type Scaler interface {
 	Wake(ctx context.Context, route *leapcell.Route) error
 }
 
+// Static answers requests with files, without an instance.
+type Static interface {
+	// Serve answers a request if a file of the route is meant by it. other is nil, or the
+	// other one of two routes that share the service's requests.
+	Serve(w http.ResponseWriter, r *http.Request, route, other *leapcell.Route) StaticResult
+}
+
+// StaticResult is what became of a request. The zero value: it is for an instance.
+type StaticResult struct {
+	Status  int
+	Bytes   int64
+	Aborted bool // the visitor did not get all of it
+	Missing bool // there is no instance that could answer, and the file cannot be had
+}
+
 // Config is what a [Handler] is made of. Table and Scaler are needed.
 type Config struct {
 	Table  Table
@@ -44,6 +59,8 @@ type Config struct {
 	Dial func(ctx context.Context, address string) (net.Conn, error)
 	// Jobs are those that the platform did not deploy; nil for none.
 	Jobs Jobs
+	// Static serves front ends; nil for none.
+	Static Static
 	// QueueLimit bounds the requests held for one service; the default is the contract's.
 	QueueLimit int
 	// Observer hears of each request; nil for nobody.
@@ -109,8 +126,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		call.refuse(no, w, r)
 		return
 	}
-	h.split(call)
+	other := h.split(call)
 	prepare(r, call)
+	if (call.route.Static != nil || other != nil && other.Static != nil) && h.serveStatic(w, r, call, other) {
+		return
+	}
 	s := h.service(call.route)
 	s.requests.Add(1)
 	h.sums.requests.Add(1)
@@ -137,15 +157,32 @@ func (h *Handler) try(w http.ResponseWriter, r *http.Request, s *service, got *s
 	return h.exchange(w, r, s, got, c)
 }
 
-// split sends a part of a service's requests to another of its deployments.
-func (h *Handler) split(c *call) {
+// split sends a part of a service's requests to another of its deployments. It gives the
+// route that the request does not go to, nil if there is but one.
+func (h *Handler) split(c *call) (other *leapcell.Route) {
 	split := c.route.Split
-	if split == nil || rand.IntN(100) >= split.Percent {
-		return
+	if split == nil {
+		return nil
 	}
-	if other := h.cfg.Table.Route(split.Host, "/"); other != nil {
-		c.host, c.path, c.route = split.Host, "/", other
+	other = h.cfg.Table.Route(split.Host, "/")
+	if other != nil && rand.IntN(100) < split.Percent {
+		c.host, c.path, c.route, other = split.Host, "/", other, c.route
 	}
+	return other
+}
+
+// serveStatic reports whether the request was answered without an instance.
+func (h *Handler) serveStatic(w http.ResponseWriter, r *http.Request, c *call, other *leapcell.Route) bool {
+	if h.cfg.Static == nil || c.protocol != "" {
+		return false
+	}
+	got := h.cfg.Static.Serve(w, r, c.route, other)
+	if got.Missing {
+		c.refuse(refuseNoStatic, w, r)
+		return true
+	}
+	c.visit.Status, c.visit.Bytes, c.visit.Aborted = got.Status, got.Bytes, got.Aborted
+	return got.Status != 0
 }
 
 // route finds the route of a path of host. Right after the start of an edge there is no table yet:

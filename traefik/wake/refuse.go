@@ -23,6 +23,7 @@ var (
 	refuseIgnored     = &refusal{status: http.StatusNoContent, reason: "ignored"}
 	refuseNoRoute     = &refusal{status: http.StatusNotFound, reason: "no_route", text: leapcell.TextNoRoute}
 	refuseNoTable     = &refusal{status: http.StatusServiceUnavailable, reason: "no_table", text: "The edge has not read its routes yet", again: true}
+	refuseNoStatic    = &refusal{status: http.StatusServiceUnavailable, reason: "no_static", text: "The files of this site cannot be read at the moment", again: true}
 	refuseConnect     = &refusal{status: http.StatusMethodNotAllowed, reason: "connect", text: "CONNECT is not offered here"}
 	refuseTarget      = &refusal{status: http.StatusBadRequest, reason: "bad_target", text: "The target of the request is neither a path nor an address"}
 	refuseLine        = &refusal{status: http.StatusRequestURITooLong, reason: "line_too_long", text: "The request line is longer than 16 KB"}
@@ -68,7 +69,7 @@ func (f *refusal) write(w http.ResponseWriter, r *http.Request) (bytes int64) {
 // Reasons are all the values of [Visit.Refused] that are the edge's own.
 func Reasons() []string {
 	out := []string{reasonLeft, reasonBroken, reasonBackingOff}
-	for _, f := range []*refusal{refuseIgnored, refuseNoRoute, refuseNoTable, refuseConnect, refuseTarget, refuseLine, refuseHeader, refuseHeaders,
+	for _, f := range []*refusal{refuseIgnored, refuseNoRoute, refuseNoTable, refuseNoStatic, refuseConnect, refuseTarget, refuseLine, refuseHeader, refuseHeaders,
 		refuseTooMany, refuseQueueFull, refuseNoSlot, refuseNotReady, refuseStartFailed, refuseBody, refuseCrashed} {
 		out = append(out, f.reason)
 	}

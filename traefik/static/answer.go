@@ -1,0 +1,107 @@
+package static
+
+import (
+	"io"
+	"net/http"
+	"os"
+	"strconv"
+
+	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/internal/front"
+	"github.com/leapcell/leapcell/traefik/wake"
+)
+
+// forever is a year, as long as caches keep anything. (RFC 9111, 5.2.2.1; RFC 8246)
+const forever = "public, max-age=31536000, immutable"
+
+// file answers with a file. status is 200, or 404 for the page that says so.
+func (s *Server) file(w http.ResponseWriter, r *http.Request, route *leapcell.Route, f *front.File, status int) wake.StaticResult {
+	content, encoding, ok := choose(f, r.Header["Accept-Encoding"])
+	head := w.Header()
+	if len(f.Encoded) > 0 {
+		head.Set("Vary", "Accept-Encoding")
+	}
+	if !ok {
+		return say(w, r, http.StatusNotAcceptable, "No encoding of this file is acceptable")
+	}
+	tag := `"` + content.SHA256[:32] + `"`
+	span := span{0, content.Size}
+	if status == http.StatusOK {
+		switch status = conditions(r, tag); status {
+		case http.StatusPreconditionFailed:
+			return say(w, r, status, "The file has changed")
+		case http.StatusNotModified:
+			entity(head, f, tag)
+			w.WriteHeader(status)
+			return wake.StaticResult{Status: status}
+		}
+		span, status = part(r, tag, content.Size)
+		if status == http.StatusRequestedRangeNotSatisfiable {
+			head.Set("Content-Range", "bytes */"+strconv.FormatInt(content.Size, 10))
+			return say(w, r, status, "The file has no such part")
+		}
+		head.Set("Accept-Ranges", "bytes")
+		entity(head, f, tag)
+	} else {
+		head.Set("Cache-Control", "no-cache")
+	}
+	var body *os.File
+	if r.Method != http.MethodHead {
+		var err error
+		if body, err = s.open(r.Context(), route.ServiceID, content); err != nil {
+			clear(head, "Vary", "Accept-Ranges", "ETag", "Cache-Control")
+			return s.without(r.Context(), route.Static.Whole, err)
+		}
+		defer body.Close()
+	}
+	if encoding != "" {
+		head.Set("Content-Encoding", encoding)
+	}
+	if status == http.StatusPartialContent {
+		head.Set("Content-Range", span.of(content.Size))
+	}
+	head.Set("Content-Type", f.Type)
+	head.Set("X-Content-Type-Options", "nosniff")
+	head.Set("Content-Length", strconv.FormatInt(span.size, 10))
+	w.WriteHeader(status)
+	result := wake.StaticResult{Status: status}
+	if body == nil {
+		return result
+	}
+	n, err := io.Copy(w, io.NewSectionReader(body, span.start, span.size))
+	result.Bytes, result.Aborted = n, err != nil
+	if err == nil && n < span.size { // the disk has less than it had: never a silently shorter answer
+		panic(http.ErrAbortHandler)
+	}
+	return result
+}
+
+// entity says by what the file can be asked for again.
+func entity(head http.Header, f *front.File, tag string) {
+	head.Set("ETag", tag)
+	if f.Immutable {
+		head.Set("Cache-Control", forever)
+	} else {
+		head.Set("Cache-Control", "no-cache")
+	}
+}
+
+func clear(head http.Header, names ...string) {
+	for _, name := range names {
+		head.Del(name)
+	}
+}
+
+// say answers with a line of text.
+func say(w http.ResponseWriter, r *http.Request, status int, text string) wake.StaticResult {
+	head := w.Header()
+	head.Set("Content-Type", "text/plain; charset=utf-8")
+	head.Set("X-Content-Type-Options", "nosniff")
+	head.Set("Content-Length", strconv.Itoa(len(text)+1))
+	w.WriteHeader(status)
+	if r.Method == http.MethodHead {
+		return wake.StaticResult{Status: status}
+	}
+	n, err := io.WriteString(w, text+"\n")
+	return wake.StaticResult{Status: status, Bytes: int64(n), Aborted: err != nil}
+}
