@@ -129,7 +129,7 @@ type Outcome struct {
 
 // Static is the front end of a deployment: files that edges serve without an instance.
 type Static struct {
-	Manifest  string `json:"manifest"`            // digest of the list of files
+	Manifest  string `json:"manifest"`            // SHA-256 of the list of files
 	Framework string `json:"framework,omitempty"` // by which it was recognised
 	Folder    string `json:"folder"`              // within the source
 	Fallback  string `json:"fallback,omitempty"`  // the file for paths that are none
@@ -143,6 +143,9 @@ type Static struct {
 func (d Deployment) Kept() bool {
 	return d.State == Superseded && !d.LiveAt.IsZero() && d.Image != ""
 }
+
+// Whole reports whether the deployment is files only: edges serve it without any instance.
+func (d Deployment) Whole() bool { return d.Static != nil && d.Static.Whole }
 
 // Source says where a deployment comes from: an upload, a git reference, or a ready image.
 type Source struct {

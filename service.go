@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // Mode says how a service lives.
@@ -21,13 +23,15 @@ const (
 // "{name}-{workspace}-{8 characters}"; it is also the first label of its host name, the name
 // of its task in Nomad and of its key in Vault.
 type Service struct {
-	ID        string    `json:"id"`
-	Name      string    `json:"name"`
-	Workspace string    `json:"workspace"`
-	Host      string    `json:"host"`
-	URL       string    `json:"url"` // with scheme and port as the operator's edge is reached
-	Settings  Settings  `json:"settings"`
-	Live      string    `json:"live,omitempty"` // the deployment that serves, by ID
+	ID        string   `json:"id"`
+	Name      string   `json:"name"`
+	Workspace string   `json:"workspace"`
+	Host      string   `json:"host"`
+	URL       string   `json:"url"` // with scheme and port as the operator's edge is reached
+	Settings  Settings `json:"settings"`
+	Live      string   `json:"live,omitempty"` // the deployment that serves, by ID
+	// Static is the front end of that deployment. Answers of the API have it, the store does not.
+	Static    *Static   `json:"static,omitempty"`
 	CreatedAt time.Time `json:"createdAt"`
 	UpdatedAt time.Time `json:"updatedAt"`
 }
@@ -181,8 +185,26 @@ func (s Settings) Validate() error {
 	if err := s.validateIgnored(); err != nil {
 		return err
 	}
+	if err := inside("static", s.Static); err != nil {
+		return err
+	}
+	if err := inside("staticFallback", s.StaticFallback); err != nil {
+		return err
+	}
 	if s.MinInstances != 0 && s.MaxInstances != 0 && s.MinInstances > s.MaxInstances {
 		return Errorf(CodeInvalid, "minInstances is %d: it must not be over maxInstances, which is %d", s.MinInstances, s.MaxInstances)
+	}
+	return nil
+}
+
+// maxInside is longer than honest paths of folders within a source.
+const maxInside = 255
+
+// inside checks a path within the source.
+func inside(field, path string) error {
+	bad := len(path) > maxInside || slices.Contains(strings.Split(path, "/"), "..") || strings.ContainsFunc(path, unicode.IsControl)
+	if bad {
+		return Errorf(CodeInvalid, "%s is %q: it must be a path within the root directory, without .., or none", field, path)
 	}
 	return nil
 }

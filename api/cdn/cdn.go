@@ -248,6 +248,27 @@ func (o *Origin) Content(ctx context.Context, service, sum string) (Content, err
 	return Content{Body: body, Size: size}, err
 }
 
+// Has reports whether a manifest and all that it names are there.
+func (o *Origin) Has(ctx context.Context, service, digest string) (bool, error) {
+	there, err := o.store.List(ctx, service)
+	if err != nil {
+		return false, err
+	}
+	if _, ok := there[digest]; !ok {
+		return false, nil
+	}
+	m, err := o.manifest(ctx, service, digest)
+	if err != nil {
+		return false, err
+	}
+	for sum, size := range m.Contents() {
+		if have, ok := there[sum]; !ok || have != size {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
 // Collect removes what no manifest of keep needs. Nothing of the service may be published
 // meanwhile.
 func (o *Origin) Collect(ctx context.Context, service string, keep []string) error {

@@ -24,10 +24,16 @@ func (d *Deployer) build(ctx context.Context, svc leapcell.Service, dep leapcell
 	if err := d.runBuild(ctx, svc, dep, w); err != nil {
 		return err
 	}
-	image, err := patient(ctx, d, w, func(ctx context.Context) (string, error) {
-		return d.cfg.Images.Resolve(ctx, svc.ID+"/app", strconv.Itoa(dep.Number))
-	})
+	front, err := d.publishFront(ctx, dep, w)
 	if err != nil {
+		return err
+	}
+	var image string
+	if front != nil && front.Whole {
+		image = d.frontImage(front, dep)
+	} else if image, err = patient(ctx, d, w, func(ctx context.Context) (string, error) {
+		return d.cfg.Images.Resolve(ctx, svc.ID+"/app", strconv.Itoa(dep.Number))
+	}); err != nil {
 		return err
 	}
 	job := leapcell.BuildJobID(svc.Name, dep.Number)
@@ -83,6 +89,9 @@ func (d *Deployer) beginBuild(ctx context.Context, svc leapcell.Service, dep lea
 	if leapcell.ErrorCode(err) != leapcell.CodeNotFound {
 		return false, err
 	}
+	if front, err := d.front(ctx, dep); err != nil || front != nil && front.Whole {
+		return false, err
+	}
 	return true, d.registerBuild(ctx, svc, dep)
 }
 
@@ -117,7 +126,12 @@ func (d *Deployer) registerBuild(ctx context.Context, svc leapcell.Service, dep 
 			return err
 		}
 	}
+	static := ""
+	if d.cfg.Fronts != nil {
+		static = fmt.Sprintf("%s/%s/static:%d", d.cfg.RegistryAddress, svc.ID, dep.Number)
+	}
 	return d.register(ctx, jobs.Build(jobs.BuildSpec{
+		Static:    static,
 		Namespace: d.cfg.Namespace, Service: svc, Deployment: dep,
 		SourceImage: source,
 		Output:      fmt.Sprintf("%s/%s/app:%d", d.cfg.RegistryAddress, svc.ID, dep.Number),

@@ -44,6 +44,9 @@ func (d *Deployer) DeleteService(ctx context.Context, svc leapcell.Service) (err
 	d.done.Go(func() { d.quiet(svc.ID, d.ClearCache(d.ctx, svc)) })
 	// What is left in the registry costs room, but harms nobody.
 	d.quiet(svc.ID, d.cfg.ForgetImages(svc.ID))
+	if d.cfg.Fronts != nil {
+		d.quiet(svc.ID, d.cfg.Fronts.Forget(ctx, svc.ID))
+	}
 	return nil
 }
 

@@ -105,6 +105,7 @@ type Config struct {
 	Images          Images
 	Upstream        Upstream
 	Edges           Edges
+	Fronts          Fronts // nil: no front end is taken out of builds
 	// ForgetImages removes the repositories below a folder, when a service is deleted.
 	ForgetImages func(folder string) error
 	Log          *slog.Logger
@@ -174,7 +175,8 @@ type Deployer struct {
 
 // serviceState is what the deployer knows of a service beside the store.
 type serviceState struct {
-	live sync.Mutex // held while the route changes, or instances are replaced
+	live  sync.Mutex // held while the route changes, or instances are replaced
+	front sync.Mutex // held while static files are published, or collected
 
 	// Under Deployer.mu.
 	deleting     bool

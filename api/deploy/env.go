@@ -77,6 +77,9 @@ func (d *Deployer) refresh(ctx context.Context, id string, force bool) error {
 		if err != nil {
 			return err
 		}
+		if dep.Whole() {
+			return d.cfg.Env.EnvApplied(ctx, id, env.Version) // it runs nothing
+		}
 		if err := d.replaceAll(ctx, svc, dep); err != nil {
 			return err
 		}

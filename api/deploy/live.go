@@ -169,6 +169,7 @@ func (d *Deployer) prune(svc leapcell.Service) {
 			d.quiet(dep.ID, d.remove(d.ctx, dep.ID))
 		}
 	}
+	d.collectFronts(svc)
 }
 
 // quiet logs what nobody waits for; the next start of the process tries it again.
@@ -273,6 +274,11 @@ func (d *Deployer) tidy() {
 		}
 	}
 	d.sweep()
+	services, err := d.cfg.Store.Services(d.ctx)
+	d.quiet("static files", err)
+	for _, svc := range services {
+		d.collectFronts(svc)
+	}
 }
 
 // registered gives the jobs in Nomad, as soon as it answers.

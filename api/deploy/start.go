@@ -30,6 +30,14 @@ const (
 // bringUp starts the deployment's instances, waits until one is ready and makes the
 // deployment live.
 func (d *Deployer) bringUp(ctx context.Context, svc leapcell.Service, dep leapcell.Deployment, w *worker) error {
+	if dep.Static != nil && isRollback(dep) {
+		if err := d.restoreFront(ctx, dep, w); err != nil {
+			return err
+		}
+	}
+	if dep.Whole() {
+		return d.goLive(ctx, svc, dep, w) // there is nothing to start
+	}
 	env, err := d.cfg.Env.Env(ctx, svc.ID)
 	if err != nil {
 		return err

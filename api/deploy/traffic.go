@@ -54,16 +54,31 @@ func (d *Deployer) splitTo(ctx context.Context, svc leapcell.Service, id string,
 	if !dep.Kept() || dep.Preview != "" {
 		return nil, leapcell.Errorf(leapcell.CodeConflict, "the deployment %s is %s: only one that was live before can get a part of the requests", id, dep.State)
 	}
-	if _, err := d.cfg.Nomad.Job(ctx, id); leapcell.ErrorCode(err) == leapcell.CodeNotFound {
-		return nil, leapcell.Errorf(leapcell.CodeConflict, "the deployment %s is too old: only the last %d are kept ready", id, d.cfg.Keep)
-	} else if err != nil {
+	if ready, err := d.isReady(ctx, dep); err != nil {
 		return nil, err
+	} else if !ready {
+		return nil, leapcell.Errorf(leapcell.CodeConflict, "the deployment %s is too old: only the last %d are kept ready", id, d.cfg.Keep)
 	}
 	preview := jobs.Preview(d.cfg.Namespace, svc, dep)
 	if _, err := d.put(ctx, leapcell.PreviewPath(svc.ID, dep.Number), preview); err != nil {
 		return nil, err
 	}
 	return &leapcell.Split{Deployment: id, Host: preview.Hosts[0], Percent: percent}, nil
+}
+
+// isReady reports whether all is there that a former deployment answers with.
+func (d *Deployer) isReady(ctx context.Context, dep leapcell.Deployment) (bool, error) {
+	if dep.Static != nil {
+		there, err := d.cfg.Fronts.Has(ctx, dep.ServiceID, dep.Static.Manifest)
+		if err != nil || !there || dep.Whole() {
+			return there, err
+		}
+	}
+	_, err := d.cfg.Nomad.Job(ctx, dep.ID)
+	if leapcell.ErrorCode(err) == leapcell.CodeNotFound {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // Traffic is the split in effect, nil for none.

@@ -30,6 +30,9 @@ func (s *Server) access(need Access) gin.HandlerFunc {
 			return
 		}
 		c.Set(keyToken, name)
+		if need == Edge && c.FullPath() == staticPath {
+			return // not a call: a visitor waits for it
+		}
 		limit := s.cfg.CallsPerMin
 		if role == Edge || role == Node {
 			limit = maxCallsPerMin // several edges report four times a second each

@@ -29,6 +29,7 @@ type Config struct {
 	Scaler      Scaler
 	Cleaner     Cleaner
 	Runtimes    Runtimes
+	Static      StaticFiles
 	Checks      map[string]func(context.Context) error // by name of the part: "nomad", "vault", …
 	Domain      string                                 // services get names below it
 	PublicURL   string                                 // how visitors reach the edge: scheme and port are taken from it

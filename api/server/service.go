@@ -86,8 +86,23 @@ func (s *Server) listServices(c *gin.Context) error {
 	if err != nil {
 		return err
 	}
+	for i := range all {
+		if all[i], err = s.withFront(c.Request.Context(), all[i]); err != nil {
+			return err
+		}
+	}
 	c.JSON(http.StatusOK, all)
 	return nil
+}
+
+// withFront adds the front end of the live deployment.
+func (s *Server) withFront(ctx context.Context, svc leapcell.Service) (leapcell.Service, error) {
+	if svc.Live == "" {
+		return svc, nil
+	}
+	dep, err := s.cfg.Store.Deployment(ctx, svc.Live)
+	svc.Static = dep.Static
+	return svc, err
 }
 
 // service is the service that the path names.
@@ -98,6 +113,9 @@ func (s *Server) service(c *gin.Context) (leapcell.Service, error) {
 func (s *Server) getService(c *gin.Context) error {
 	svc, err := s.service(c)
 	if err != nil {
+		return err
+	}
+	if svc, err = s.withFront(c.Request.Context(), svc); err != nil {
 		return err
 	}
 	c.JSON(http.StatusOK, svc)

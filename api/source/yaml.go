@@ -63,6 +63,8 @@ var fields = []struct {
 	{"startTimeout", duration(func(s *leapcell.Settings) *leapcell.Duration { return &s.StartTimeout })},
 	{"requestTimeout", duration(func(s *leapcell.Settings) *leapcell.Duration { return &s.RequestTimeout })},
 	{"dormantAfter", duration(func(s *leapcell.Settings) *leapcell.Duration { return &s.DormantAfter })},
+	{"static", text(func(s *leapcell.Settings) *string { return &s.Static })},
+	{"staticFallback", text(func(s *leapcell.Settings) *string { return &s.StaticFallback })},
 	{"scaleInDelay", duration(func(s *leapcell.Settings) *leapcell.Duration { return &s.ScaleInDelay })},
 }
 

@@ -278,6 +278,9 @@ func (s *Scaler) readLive(ctx context.Context, now time.Time) error {
 		if err != nil {
 			return err
 		}
+		if dep.Whole() {
+			continue // there is nothing to scale
+		}
 		s.services[svc.Live] = &watched{route: jobs.Route(s.cfg.Namespace, svc, dep), traffic: now, requests: map[string]int64{}}
 	}
 	return s.readPreviews(ctx, now, live)

@@ -20,6 +20,7 @@ import (
 // settingFlags are the settings of a service as flags.
 type settingFlags struct {
 	runtime, build, start, mode, memory                      string
+	static, staticFallback                                   string
 	port, minInstances, maxInstances, concurrency            int
 	startTimeout, requestTimeout, dormantAfter, scaleInDelay time.Duration
 	ignorePaths, ignoreAgents, buildEnv                      []string
@@ -43,6 +44,8 @@ func (f *settingFlags) register(cmd *cobra.Command) {
 	fl.StringSliceVar(&f.buildEnv, "build-env", nil, "names of the service's variables that builds see, such as NPM_TOKEN; hidden in the log, never in the image")
 	fl.StringSliceVar(&f.ignorePaths, "ignore-paths", nil, "paths that the edge answers with 204 and that wake nothing, such as /healthz or /bots/*")
 	fl.StringSliceVar(&f.ignoreAgents, "ignore-agents", nil, "the same for parts of a User-Agent, such as UptimeRobot")
+	fl.StringVar(&f.static, "static", "", "folder with the files of a front end after the build, or none; default: it is recognised")
+	fl.StringVar(&f.staticFallback, "static-fallback", "", "file of it for paths that are no files, such as index.html, or none")
 	none := cobra.ShellCompDirectiveNoFileComp
 	_ = cmd.RegisterFlagCompletionFunc("runtime", cobra.FixedCompletions([]string{"python", "node", "go", "rust"}, none))
 	_ = cmd.RegisterFlagCompletionFunc("mode", cobra.FixedCompletions([]string{"serverless", "persistent"}, none))
@@ -55,6 +58,7 @@ func (f *settingFlags) settings(*cobra.Command) (leapcell.Settings, error) {
 		StartTimeout: leapcell.Duration(f.startTimeout), RequestTimeout: leapcell.Duration(f.requestTimeout),
 		DormantAfter: leapcell.Duration(f.dormantAfter), ScaleInDelay: leapcell.Duration(f.scaleInDelay),
 		IgnorePaths: f.ignorePaths, IgnoreAgents: f.ignoreAgents, BuildEnv: f.buildEnv,
+		Static: f.static, StaticFallback: f.staticFallback,
 	}
 	var err error
 	if s.MemoryMB, err = parseMemory(f.memory); err != nil {

@@ -283,7 +283,7 @@ func TestPlatformIsFoundByStateFolder(t *testing.T) {
 
 func TestServicesTable(t *testing.T) {
 	r := newAPI(t).cli(t, "", "services")
-	want := "NAME  LIVE    URL               CREATED\nshop  shop-1  http://shop.test  3h ago\n"
+	want := "NAME  KIND        LIVE    URL               CREATED\nshop  serverless  shop-1  http://shop.test  3h ago\n"
 	if r.out != want {
 		t.Errorf("got\n%swant\n%s", r.out, want)
 	}

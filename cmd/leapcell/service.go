@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -31,13 +32,36 @@ func (a *app) servicesCommand() *cobra.Command {
 				_, err := fmt.Fprintln(a.err, "there are none yet: `leapcell deploy FOLDER` makes one")
 				return err
 			}
-			rows := [][]string{{"NAME", "LIVE", "URL", "CREATED"}}
+			rows := [][]string{{"NAME", "KIND", "LIVE", "URL", "CREATED"}}
 			for _, s := range services {
-				rows = append(rows, []string{s.Name, dash(s.Live), s.URL, ago(time.Now(), s.CreatedAt)})
+				rows = append(rows, []string{s.Name, kind(s), dash(s.Live), s.URL, ago(time.Now(), s.CreatedAt)})
 			}
 			return a.show(services, rows...)
 		},
 	}
+}
+
+// kind says how a service lives, as far as its settings and its live deployment tell.
+func kind(s leapcell.Service) string {
+	if s.Static != nil && s.Static.Whole {
+		return "static"
+	}
+	return string(cmp.Or(s.Settings.Mode, leapcell.Serverless))
+}
+
+// front says what of the live deployment edges serve without an instance.
+func front(s *leapcell.Static) string {
+	if s == nil {
+		return "-"
+	}
+	text := fmt.Sprintf("%d files of %s", s.Files, s.Folder)
+	if s.Framework != "" {
+		text = s.Framework + ", " + text
+	}
+	if s.Whole {
+		return text + "; no instance is needed"
+	}
+	return text
 }
 
 func (a *app) serviceCommand() *cobra.Command {
@@ -76,7 +100,7 @@ func (a *app) showService(s leapcell.Service, instances []leapcell.Instance) err
 	}
 	set := s.Settings.Over(leapcell.DefaultSettings())
 	rows := [][]string{
-		{"name", s.Name}, {"id", s.ID}, {"url", s.URL}, {"live", dash(s.Live)},
+		{"name", s.Name}, {"id", s.ID}, {"url", s.URL}, {"live", dash(s.Live)}, {"front end", front(s.Static)},
 		{"runtime", dash(set.Runtime)}, {"build", dash(set.BuildCommand)}, {"start", dash(set.StartCommand)},
 		{"port", fmt.Sprint(set.Port)}, {"memory", fmt.Sprintf("%d MB", set.MemoryMB)}, {"mode", string(set.Mode)},
 		{"instances", fmt.Sprintf("at most %d, each up to %d requests at a time", set.MaxInstances, set.Concurrency)},

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/leapcell/leapcell/api/build"
+	"github.com/leapcell/leapcell/api/cdn"
 	"github.com/leapcell/leapcell/api/deploy"
 	"github.com/leapcell/leapcell/api/hook"
 	"github.com/leapcell/leapcell/api/metrics"
@@ -85,7 +86,11 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	if err != nil {
 		return err
 	}
-	deployer, builder, err := newDeployer(cfg, log, db, cluster, images, pushes, scaler, sources)
+	files, err := newOrigin(cfg, pushes)
+	if err != nil {
+		return err
+	}
+	deployer, builder, err := newDeployer(cfg, log, db, cluster, images, pushes, scaler, sources, files)
 	if err != nil {
 		return err
 	}
@@ -96,7 +101,7 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	hub := hook.New(hook.Config{Store: db, Keys: keys, Sources: sources, Deployer: deployer, Networks: cfg.SourceNetworks, Log: log})
 	figures := metrics.New(metrics.Config{Scaler: scaler, Usage: db, Services: cfg.MetricsServices})
 	api, err := server.New(server.Config{
-		Store: db, Deployer: deployer, Env: keeper, Opener: sealer, Hub: hub, Logs: deployer, Instances: cluster, Scaler: scaler, Cleaner: keeper, Runtimes: builder,
+		Store: db, Deployer: deployer, Env: keeper, Opener: sealer, Hub: hub, Logs: deployer, Instances: cluster, Scaler: scaler, Cleaner: keeper, Runtimes: builder, Static: files,
 		Checks: map[string]func(context.Context) error{
 			"store": db.Ping, "nomad": cluster.Health, "vault": sealer.Health, "registry": pushes.Health,
 		},
@@ -146,7 +151,16 @@ func newRegistry(ctx context.Context, cfg Config, log *slog.Logger) (*registry.R
 	return images, registry.NewClient(cred), nil
 }
 
-func newDeployer(cfg Config, log *slog.Logger, db *store.Store, cluster *nomad.Client, images *registry.Registry, pushes *registry.Client, edges deploy.Edges, sources *source.Store) (*deploy.Deployer, *build.Builder, error) {
+// newOrigin gives what edges fetch static files from.
+func newOrigin(cfg Config, pushes *registry.Client) (*cdn.Origin, error) {
+	files, err := cdn.NewLocal(cfg.path("static"))
+	if err != nil {
+		return nil, err
+	}
+	return cdn.New(files, pushes, cfg.path("static-tmp"))
+}
+
+func newDeployer(cfg Config, log *slog.Logger, db *store.Store, cluster *nomad.Client, images *registry.Registry, pushes *registry.Client, edges deploy.Edges, sources *source.Store, files *cdn.Origin) (*deploy.Deployer, *build.Builder, error) {
 	runtimes, err := build.ReadRuntimes(cfg.RuntimesFile)
 	if err != nil {
 		return nil, nil, err
@@ -168,7 +182,7 @@ func newDeployer(cfg Config, log *slog.Logger, db *store.Store, cluster *nomad.C
 	images.Mirror(upstream)
 	deployer, err := deploy.New(deploy.Config{
 		Dir: cfg.path("deploy"), Namespace: cfg.NomadNamespace, RegistryAddress: cfg.RegistryAddress,
-		Store: db, Env: db, Nomad: cluster, Sources: sources, Builder: builder, Images: pushes, Upstream: upstream, Edges: edges, ForgetImages: images.Forget, Log: log,
+		Store: db, Env: db, Nomad: cluster, Sources: sources, Builder: builder, Images: pushes, Upstream: upstream, Edges: edges, Fronts: files, ForgetImages: images.Forget, Log: log,
 		Plan: cfg.Plan,
 	})
 	if err != nil {

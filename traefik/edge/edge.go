@@ -27,7 +27,7 @@ type Config struct {
 	DataDir string
 	// StaticBytes bounds the static files that are kept there.
 	StaticBytes int64
-	AccessLog string // a file, "-" for standard output, empty for none
+	AccessLog   string // a file, "-" for standard output, empty for none
 	// MetricsServices bounds the services that have a label of their own in /metrics.
 	MetricsServices int
 	// Traces is the protocol by which spans are sent, "grpc" or "http/protobuf"; empty for no

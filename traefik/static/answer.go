@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"sync"
 
 	"github.com/leapcell/leapcell"
 	"github.com/leapcell/leapcell/internal/front"
@@ -68,12 +69,20 @@ func (s *Server) file(w http.ResponseWriter, r *http.Request, route *leapcell.Ro
 	if body == nil {
 		return result
 	}
-	n, err := io.Copy(w, io.NewSectionReader(body, span.start, span.size))
+	n, err := copyTo(w, io.NewSectionReader(body, span.start, span.size))
 	result.Bytes, result.Aborted = n, err != nil
 	if err == nil && n < span.size { // the disk has less than it had: never a silently shorter answer
 		panic(http.ErrAbortHandler)
 	}
 	return result
+}
+
+var buffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
+
+func copyTo(w io.Writer, r io.Reader) (int64, error) {
+	buffer := buffers.Get().(*[32 << 10]byte)
+	defer buffers.Put(buffer)
+	return io.CopyBuffer(w, r, buffer[:])
 }
 
 // entity says by what the file can be asked for again.

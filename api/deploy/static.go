@@ -1,0 +1,122 @@
+package deploy
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+
+	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/api/cdn"
+)
+
+// Fronts brings front ends from the registry to where edges fetch them.
+type Fronts interface {
+	// Look gives the front end that a build pushed, else CodeNotFound.
+	Look(ctx context.Context, service, tag string) (*cdn.Front, error)
+	// Publish makes sure that all of it is there. It can be repeated.
+	Publish(ctx context.Context, f *cdn.Front) error
+	// Has reports whether all of what a manifest names is there.
+	Has(ctx context.Context, service, manifest string) (bool, error)
+	// Collect removes what none of these manifests needs.
+	Collect(ctx context.Context, service string, keep []string) error
+	// Forget removes all of a service.
+	Forget(ctx context.Context, service string) error
+}
+
+// front gives the front end that the build of dep pushed, nil if there is none.
+func (d *Deployer) front(ctx context.Context, dep leapcell.Deployment) (*cdn.Front, error) {
+	if d.cfg.Fronts == nil {
+		return nil, nil
+	}
+	f, err := d.cfg.Fronts.Look(ctx, dep.ServiceID, strconv.Itoa(dep.Number))
+	if leapcell.ErrorCode(err) == leapcell.CodeNotFound {
+		return nil, nil
+	}
+	return f, err
+}
+
+// publishFront brings the front end of dep to the edges' origin, if the build left one. What is
+// there is noted before anybody may collect what no deployment needs.
+func (d *Deployer) publishFront(ctx context.Context, dep leapcell.Deployment, w *worker) (*cdn.Front, error) {
+	f, err := patient(ctx, d, w, func(ctx context.Context) (*cdn.Front, error) { return d.front(ctx, dep) })
+	if f == nil || err != nil {
+		return nil, err
+	}
+	state := d.service(dep.ServiceID)
+	state.front.Lock()
+	defer state.front.Unlock()
+	if err := d.patiently(ctx, w, func(ctx context.Context) error { return d.cfg.Fronts.Publish(ctx, f) }); err != nil {
+		return nil, err
+	}
+	_, err = d.update(ctx, dep.ID, func(dep *leapcell.Deployment) error {
+		dep.Static = &f.Static
+		return nil
+	})
+	return f, err
+}
+
+// restoreFront makes sure that what edges need of a former deployment is there again.
+func (d *Deployer) restoreFront(ctx context.Context, dep leapcell.Deployment, w *worker) error {
+	there, err := patient(ctx, d, w, func(ctx context.Context) (bool, error) {
+		return d.cfg.Fronts.Has(ctx, dep.ServiceID, dep.Static.Manifest)
+	})
+	if there || err != nil {
+		return err
+	}
+	f, err := d.publishFront(ctx, dep, w)
+	if err == nil && f == nil {
+		err = leapcell.Errorf(leapcell.CodeConflict, "the files of the deployment %s are no longer kept: deploy its source again", dep.ID)
+	}
+	return err
+}
+
+// frontImage is the reference of a whole site in place of an image's: there is nothing else.
+func (d *Deployer) frontImage(f *cdn.Front, dep leapcell.Deployment) string {
+	return fmt.Sprintf("%s/%s/static@%s", d.cfg.RegistryAddress, dep.ServiceID, f.Digest)
+}
+
+// collectFronts removes static files that no deployment of the service needs any more.
+func (d *Deployer) collectFronts(svc leapcell.Service) {
+	if d.cfg.Fronts == nil {
+		return
+	}
+	state := d.service(svc.ID)
+	state.front.Lock()
+	defer state.front.Unlock()
+	keep, any, err := d.neededFronts(d.ctx, svc)
+	if err == nil && any {
+		err = d.cfg.Fronts.Collect(d.ctx, svc.ID, keep)
+	}
+	d.quiet(svc.ID, err)
+}
+
+// neededFronts are the manifests of deployments that may be visited, by the service's name or
+// by their own. any says whether there ever was one.
+func (d *Deployer) neededFronts(ctx context.Context, svc leapcell.Service) (keep []string, any bool, err error) {
+	all, err := d.cfg.Store.Deployments(ctx, svc.ID, 0)
+	if err != nil {
+		return nil, false, err
+	}
+	former := 0
+	for _, dep := range all {
+		if dep.Kept() && dep.Preview == "" {
+			former++
+		}
+		if dep.Static == nil {
+			continue
+		}
+		any = true
+		needed := dep.State == leapcell.Live || !dep.State.Done() || dep.Kept() && former <= d.cfg.Keep
+		if dep.Kept() && dep.Preview != "" {
+			_, err := d.cfg.Nomad.Variable(ctx, leapcell.PreviewPath(svc.ID, dep.Number))
+			if err != nil && leapcell.ErrorCode(err) != leapcell.CodeNotFound {
+				return nil, any, err
+			}
+			needed = err == nil
+		}
+		if needed {
+			keep = append(keep, dep.Static.Manifest)
+		}
+	}
+	return keep, any, nil
+}

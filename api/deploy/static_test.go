@@ -1,0 +1,211 @@
+package deploy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/nomad/api"
+
+	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/api/cdn"
+)
+
+// fakeFronts are front ends in the registry by "service:number", and manifests at the origin.
+// They outlive the deployer.
+type fakeFronts struct {
+	built, there map[string]bool
+	whole        bool
+	v            *view
+}
+
+func (f *fakeFronts) manifest(tag string) string { return "manifest-" + tag }
+
+func (f *fakeFronts) Look(ctx context.Context, service, tag string) (out *cdn.Front, err error) {
+	err = f.v.do(ctx, "Look", func() error {
+		if !f.built[service+":"+tag] {
+			return notFound(tag)
+		}
+		out = &cdn.Front{Digest: "sha256:" + tag, Static: leapcell.Static{Manifest: f.manifest(tag), Whole: f.whole, Files: 1}}
+		return nil
+	})
+	return out, err
+}
+
+func (f *fakeFronts) Publish(ctx context.Context, front *cdn.Front) error {
+	return f.v.do(ctx, "Publish", func() error { f.there[front.Manifest] = true; return nil })
+}
+
+func (f *fakeFronts) Has(ctx context.Context, _, manifest string) (ok bool, err error) {
+	err = f.v.do(ctx, "Has", func() error { ok = f.there[manifest]; return nil })
+	return ok, err
+}
+
+func (f *fakeFronts) Collect(ctx context.Context, _ string, keep []string) error {
+	return f.v.do(ctx, "Collect", func() error {
+		maps.DeleteFunc(f.there, func(m string, _ bool) bool { return !slices.Contains(keep, m) })
+		return nil
+	})
+}
+
+func (f *fakeFronts) Forget(ctx context.Context, _ string) error {
+	return f.v.do(ctx, "Forget", func() error { clear(f.there); return nil })
+}
+
+// withFronts is a world whose builds leave front ends; whole ones leave no image.
+func withFronts(t *testing.T, whole bool) (*world, *fakeFronts) {
+	w := newWorld(t)
+	f := &fakeFronts{built: map[string]bool{}, there: map[string]bool{}, whole: whole}
+	w.build = func(w *world, a *api.AllocationListStub, dep leapcell.Deployment) {
+		goodBuild(w, a, dep)
+		f.built[dep.ServiceID+":"+strconv.Itoa(dep.Number)] = true
+		if whole {
+			delete(w.images, fmt.Sprintf("%s/app:%d", dep.ServiceID, dep.Number))
+		}
+	}
+	return w, f
+}
+
+// with gives the fronts to one life of the deployer.
+func (f *fakeFronts) with(v *view) func(*Config) {
+	mine := *f
+	mine.v = v
+	return func(c *Config) { c.Fronts, c.Keep = &mine, 2 }
+}
+
+func TestWholeSite(t *testing.T) {
+	w, f := withFronts(t, true)
+	v := w.view(0, false)
+	d := w.deployer(v, f.with(v))
+	dep := w.finish(d, w.submit(d).ID)
+	if dep.State != leapcell.Live || !dep.Whole() || dep.Static.Manifest != "manifest-1" || dep.Image != "registry/shop-x/static@sha256:1" {
+		t.Fatalf("deployment %+v, static %+v", dep, dep.Static)
+	}
+	route, err := leapcell.ParseRoute(w.values["leapcell/routes/shop-x"])
+	if err != nil || route.Static == nil || *route.Static != (leapcell.RouteStatic{Manifest: "manifest-1", Whole: true}) {
+		t.Errorf("route %+v, %v", route.Static, err)
+	}
+	if jobs, running := w.registered(), w.running(); len(jobs)+len(running)+len(w.fetched) > 0 {
+		t.Errorf("jobs %v, instances %v: a site needs none", jobs, running)
+	}
+
+	w.finish(d, w.submit(d).ID)
+	if split, err := d.Split(t.Context(), w.svc["shop-x"], "shop-1", 10); err != nil || split == nil {
+		t.Errorf("split is %+v, %v", split, err)
+	}
+	w.mu.Lock()
+	w.env["shop-x"]++
+	w.mu.Unlock()
+	if err := d.EnvChanged(t.Context(), w.svc["shop-x"]); err != nil {
+		t.Error(err)
+	}
+	for range 3 {
+		w.finish(d, w.submit(d).ID)
+	}
+	d.done.Wait()
+	if w.applied["shop-x"] != w.env["shop-x"] {
+		t.Error("a change of variables waits for instances that will never be")
+	}
+	if got := slices.Sorted(maps.Keys(f.there)); !slices.Equal(got, []string{"manifest-3", "manifest-4", "manifest-5"}) {
+		t.Errorf("at the origin: %v", got)
+	}
+	if _, err := d.Split(t.Context(), w.svc["shop-x"], "shop-1", 10); leapcell.ErrorCode(err) != leapcell.CodeConflict {
+		t.Errorf("to one that is too old: %v", err)
+	}
+
+	// Back to one whose files were collected: they come from the registry again.
+	for _, id := range []string{"shop-4", "shop-1"} {
+		if _, err := d.Rollback(t.Context(), w.svc["shop-x"], id); err != nil {
+			t.Fatal(err)
+		}
+		if dep := w.finish(d, id); dep.State != leapcell.Live || w.vars["leapcell/routes/shop-x"] != id || !f.there["manifest-"+id[5:]] {
+			t.Errorf("%s is %s, %+v; route %v, there %v", id, dep.State, dep.Error, w.vars, f.there)
+		}
+	}
+	d.done.Wait()
+	delete(f.built, "shop-x:2")
+	if _, err := d.Rollback(t.Context(), w.svc["shop-x"], "shop-2"); err != nil {
+		t.Fatal(err)
+	}
+	if dep := w.finish(d, "shop-2"); dep.State != leapcell.Superseded || dep.Error == nil || !strings.Contains(dep.Error.Message, "no longer kept") {
+		t.Errorf("to one that is nowhere: %s %+v", dep.State, dep.Error)
+	}
+	if err := d.DeleteService(t.Context(), w.svc["shop-x"]); err != nil || len(f.there) > 0 || len(w.vars) > 0 {
+		t.Errorf("%v; left: %v %v", err, f.there, w.vars)
+	}
+}
+
+func TestFrontEndBesideAnApp(t *testing.T) {
+	w, f := withFronts(t, false)
+	v := w.view(0, false)
+	d := w.deployer(v, f.with(v))
+	dep := w.finish(d, w.submit(d).ID)
+	if dep.State != leapcell.Live || dep.Whole() || dep.Static == nil || dep.Image != "registry/shop-x/app@sha256:1" || !f.there["manifest-1"] {
+		t.Fatalf("deployment %+v, static %+v", dep, dep.Static)
+	}
+	if got := w.running(); !slices.Equal(got, []string{"shop-1=1"}) {
+		t.Errorf("running: %v", got)
+	}
+	route, err := leapcell.ParseRoute(w.values["leapcell/routes/shop-x/1"])
+	if err != nil || route.Static == nil || route.Static.Whole {
+		t.Errorf("route %+v, %v", route.Static, err)
+	}
+}
+
+// However far a deployment had come when the process was killed, it ends live with its files at
+// the origin, and nothing else there.
+func TestCrashAnywhereWithFrontEnd(t *testing.T) {
+	for _, whole := range []bool{true, false} {
+		for _, after := range []bool{false, true} {
+			for at := 1; crashFront(t, at, after, whole); at++ {
+				if t.Failed() {
+					t.Fatalf("killed at call %d (after its effect: %v, a whole site: %v)", at, after, whole)
+				}
+			}
+		}
+	}
+}
+
+func crashFront(t *testing.T, at int, after, whole bool) (reached bool) {
+	w, f := withFronts(t, whole)
+	defer w.gate.Close()
+	v := w.view(at, after)
+	d := w.deployer(v, f.with(v))
+	_, err := d.Submit(t.Context(), w.svc["shop-x"], leapcell.Source{}, leapcell.Origin{}, strings.NewReader("x"))
+	if errors.Is(err, errCrashed) && len(w.deps) == 0 {
+		return true // nothing was promised
+	}
+	ended := make(chan struct{})
+	go func() {
+		d.awaitLeave("shop-1")
+		d.done.Wait()
+		close(ended)
+	}()
+	select {
+	case <-v.crashed:
+		reached = true
+	case <-ended:
+	}
+	d.Close()
+	<-ended
+
+	next := w.view(0, false)
+	again := w.deployer(next, f.with(next))
+	if err := again.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	dep := w.finish(again, "shop-1")
+	again.done.Wait()
+	if dep.State != leapcell.Live || dep.Static == nil || !maps.Equal(f.there, map[string]bool{"manifest-1": true}) || w.builds != 1 {
+		t.Errorf("%s %+v, static %+v, at the origin %v, %d builds", dep.State, dep.Error, dep.Static, f.there, w.builds)
+	}
+	if jobs := w.registered(); (len(jobs) == 0) != whole {
+		t.Errorf("jobs: %v", jobs)
+	}
+	return reached
+}
