@@ -135,6 +135,14 @@ func (b *Builder) makeBase(ctx context.Context, name string, base Base, say func
 	repository, tag := "base/"+name, base.tag(b.cfg.Suite)
 	stop := tick(name, say)
 	defer stop()
+	if base.isZero() {
+		img, err := baseImage()
+		if err != nil {
+			return fmt.Errorf("base image of %s: %w", name, err)
+		}
+		_, err = b.cfg.Images.Push(ctx, repository, tag, img)
+		return err
+	}
 	if base.Image != "" {
 		say("fetching the " + name + " base image " + base.Image + " (once)…")
 		img, err := pull(ctx, base.Image)

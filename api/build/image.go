@@ -52,13 +52,15 @@ func (l *fileLayer) Uncompressed() (io.ReadCloser, error) { return os.Open(l.pat
 func (l *fileLayer) Size() (int64, error)                 { return l.size, nil }
 func (l *fileLayer) MediaType() (types.MediaType, error)  { return types.OCIUncompressedLayer, nil }
 
-// baseImage is the image of one assembled system.
-func baseImage(layer v1.Layer) (v1.Image, error) {
+// baseImage is the image of one assembled system, or without layers of none.
+func baseImage(layers ...v1.Layer) (v1.Image, error) {
 	img := mutate.MediaType(empty.Image, types.OCIManifestSchema1)
 	img = mutate.ConfigMediaType(img, types.OCIConfigJSON)
-	img, err := mutate.Append(img, mutate.Addendum{Layer: layer, History: v1.History{CreatedBy: "leapcell base image"}})
-	if err != nil {
-		return nil, err
+	for _, l := range layers {
+		var err error
+		if img, err = mutate.Append(img, mutate.Addendum{Layer: l, History: v1.History{CreatedBy: "leapcell base image"}}); err != nil {
+			return nil, err
+		}
 	}
 	config, err := img.ConfigFile()
 	if err != nil {

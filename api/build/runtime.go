@@ -256,6 +256,9 @@ var reserved = []string{leapcell.RuntimeDocker, leapcell.RuntimeImage, leapcell.
 // Runtime gives the runtime of that name, or name@version; the error of an unknown one lists
 // the known.
 func (b *Builder) Runtime(name string) (Runtime, error) {
+	if name == leapcell.RuntimeStatic { // an empty system: nothing is run
+		return Runtime{Name: name, Version: Version{Base: Base{Bare: true}}}, nil
+	}
 	name, version, chosen := strings.Cut(name, "@")
 	for _, r := range b.cfg.Runtimes {
 		if r.Name != name {

@@ -116,15 +116,13 @@ func (d *Deployer) registerBuild(ctx context.Context, svc leapcell.Service, dep 
 	if err != nil {
 		return err
 	}
-	var runtime build.Runtime
-	var run string
-	if dep.Settings.Runtime != leapcell.RuntimeDocker {
-		if runtime, err = d.cfg.Builder.Runtime(dep.Settings.Runtime); err != nil {
-			return err
-		}
-		if run, err = d.cfg.Builder.RunBase(ctx, runtime, func(string) {}); err != nil { // fetch made it, and told of it
-			return err
-		}
+	runtime, err := d.builtOn(dep.Settings)
+	if err != nil {
+		return err
+	}
+	run, err := d.cfg.Builder.RunBase(ctx, runtime, func(string) {}) // fetch made it, and told of it
+	if err != nil {
+		return err
 	}
 	static := ""
 	if d.cfg.Fronts != nil {

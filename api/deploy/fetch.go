@@ -29,11 +29,9 @@ func (d *Deployer) fetch(ctx context.Context, svc leapcell.Service, dep leapcell
 	if err != nil {
 		return err
 	}
-	runtime := build.Runtime{Name: leapcell.RuntimeDocker} // without a base: the Dockerfile names its own
-	if settings.Runtime != leapcell.RuntimeDocker {
-		if runtime, err = d.cfg.Builder.Runtime(settings.Runtime); err != nil {
-			return err
-		}
+	runtime, err := d.builtOn(settings)
+	if err != nil {
+		return err
 	}
 	from := build.Source{Runtime: runtime, Layer: layer, Repository: svc.ID + "/source", Tag: strconv.Itoa(dep.Number)}
 	if _, err := d.cfg.Builder.SourceImage(ctx, from, say); err != nil {
@@ -68,7 +66,7 @@ func (d *Deployer) resolve(api leapcell.Settings, tree source.Tree, say func(str
 		}
 		return out, err
 	case leapcell.RuntimeStatic:
-		return given, leapcell.Errorf(leapcell.CodeUnprocessable, "the runtime would be %s, %s, which this platform does not have: set another in leapcell.yaml", given.Runtime, because)
+		return resolveStatic(given, because, say)
 	}
 	runtime, err := d.cfg.Builder.Runtime(given.Runtime)
 	if err != nil {
@@ -83,7 +81,7 @@ func (d *Deployer) resolve(api leapcell.Settings, tree source.Tree, say func(str
 		say("start command: " + found.Start + ", as none is set" + inBrackets(found.Why))
 	}
 	out := given.Over(leapcell.Settings{BuildCommand: found.Build, StartCommand: found.Start}).Over(leapcell.DefaultSettings())
-	if out.StartCommand == "" {
+	if out.StartCommand == "" && !mayBeSite(out) {
 		return out, leapcell.Errorf(leapcell.CodeInvalid, "no start command is set: set startCommand in leapcell.yaml or in the service's settings")
 	}
 	return out, out.Validate()

@@ -4,9 +4,12 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/api/build"
 	"github.com/leapcell/leapcell/api/cdn"
+	"github.com/leapcell/leapcell/internal/front"
 )
 
 // Fronts brings front ends from the registry to where edges fetch them.
@@ -21,6 +24,44 @@ type Fronts interface {
 	Collect(ctx context.Context, service string, keep []string) error
 	// Forget removes all of a service.
 	Forget(ctx context.Context, service string) error
+}
+
+// nodeRuntime is what front ends are built with.
+const nodeRuntime = "node"
+
+// resolveStatic gives the settings of a service that is files only.
+func resolveStatic(given leapcell.Settings, because string, say func(string)) (leapcell.Settings, error) {
+	say(fmt.Sprintf("runtime: %s, %s", given.Runtime, because))
+	if given.Static == front.None {
+		return given, leapcell.Errorf(leapcell.CodeInvalid, "the runtime is static, and static is none: there would be nothing to serve")
+	}
+	if given.StartCommand != "" {
+		say("start command: none, as there is nothing to start")
+		given.StartCommand = ""
+	}
+	if given.BuildCommand == "" {
+		say("build command: none, as none is set")
+	}
+	out := given.Over(leapcell.DefaultSettings())
+	return out, out.Validate()
+}
+
+// mayBeSite reports whether a build may leave a whole site, so that nothing has to be started.
+// If it does not, the build says so.
+func mayBeSite(set leapcell.Settings) bool {
+	name, _, _ := strings.Cut(set.Runtime, "@")
+	return set.Static != front.None && (name == nodeRuntime || set.Static != "")
+}
+
+// builtOn is the runtime that a build runs with.
+func (d *Deployer) builtOn(set leapcell.Settings) (build.Runtime, error) {
+	switch {
+	case set.Runtime == leapcell.RuntimeDocker: // without a base: the Dockerfile names its own
+		return build.Runtime{Name: set.Runtime}, nil
+	case set.Runtime == leapcell.RuntimeStatic && set.BuildCommand != "":
+		return d.cfg.Builder.Runtime(nodeRuntime)
+	}
+	return d.cfg.Builder.Runtime(set.Runtime)
 }
 
 // front gives the front end that the build of dep pushed, nil if there is none.

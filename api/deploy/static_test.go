@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/nomad/api"
 
 	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/api/build"
 	"github.com/leapcell/leapcell/api/cdn"
 )
 
@@ -208,4 +209,42 @@ func crashFront(t *testing.T, at int, after, whole bool) (reached bool) {
 		t.Errorf("jobs: %v", jobs)
 	}
 	return reached
+}
+
+// noImages is for a builder that makes none.
+type noImages struct{ build.Images }
+
+func TestWhatMayBeASite(t *testing.T) {
+	for _, c := range []struct {
+		name        string
+		given, want leapcell.Settings // want has what matters of the result
+		names       []string
+		code        leapcell.Code
+	}{
+		{name: "a page", names: []string{"index.html"}, want: leapcell.Settings{Runtime: "static"}},
+		{name: "static, built", names: []string{"package.json"}, given: leapcell.Settings{Runtime: "static", BuildCommand: "npm run build", StartCommand: "npm start"},
+			want: leapcell.Settings{Runtime: "static", BuildCommand: "npm run build"}},
+		{name: "static, but none", given: leapcell.Settings{Runtime: "static", Static: "none"}, code: leapcell.CodeInvalid},
+		{name: "node without a start", names: []string{"package.json"}, want: leapcell.Settings{Runtime: "node", BuildCommand: "-"}},
+		{name: "python without a start", names: []string{"requirements.txt"}, code: leapcell.CodeInvalid},
+		{name: "python that makes a site", names: []string{"requirements.txt"}, given: leapcell.Settings{Static: "site"}, want: leapcell.Settings{Runtime: "python", BuildCommand: "-"}},
+	} {
+		w := newWorld(t)
+		table, err := build.New(build.Config{Dir: t.TempDir(), Images: noImages{}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := w.deployer(w.view(0, false), func(cfg *Config) { cfg.Builder = table })
+		w.tree.Names = map[string]bool{}
+		for _, n := range c.names {
+			w.tree.Names[n] = true
+		}
+		got, err := d.resolve(c.given, w.tree, func(string) {})
+		if c.want.BuildCommand == "-" {
+			c.want.BuildCommand = got.BuildCommand
+		}
+		if (err != nil) != (c.code != "") || err != nil && leapcell.ErrorCode(err) != c.code || err == nil && (got.Runtime != c.want.Runtime || got.BuildCommand != c.want.BuildCommand || got.StartCommand != "") {
+			t.Errorf("%s: %+v, %v", c.name, got, err)
+		}
+	}
 }
