@@ -1,0 +1,185 @@
+package e2e
+
+import (
+	"io"
+	"net/http"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/test/harness"
+)
+
+// ask visits a service with headers: names and values in turn.
+func ask(t *testing.T, s *harness.Service, method, path string, head ...string) harness.Reply {
+	t.Helper()
+	p := harness.Get(t)
+	req, err := http.NewRequestWithContext(t.Context(), method, "http://"+s.Host+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < len(head); i += 2 {
+		req.Header.Set(head[i], head[i+1])
+	}
+	client := *p.HTTP
+	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatalf("%s %s: %v", method, path, err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return harness.Reply{Status: resp.StatusCode, Header: resp.Header, Body: string(b), Err: err}
+}
+
+// A folder of plain files is served without an instance, from the upload to its end.
+func TestPlainSite(t *testing.T) {
+	t.Parallel()
+	p := harness.Get(t)
+	script := strings.Repeat("console.log('one');\n", 100)
+	s := p.Create(t, harness.Spec{
+		Settings: leapcell.Settings{Runtime: leapcell.RuntimeStatic},
+		Files: map[string]string{
+			"index.html": "<h1>one</h1>", "docs/index.html": "<h1>docs</h1>", "404.html": "<h1>nothing here</h1>",
+			"app.1a2b3c4d.js": script, ".env": "SECRET=1",
+		},
+	})
+	first := s.Deploy(t)
+	s.Reload(t)
+	if !first.Whole() || s.Static == nil || s.Static.Files != 4 {
+		t.Errorf("the deployment is %+v", first.Static)
+	}
+	if log := s.BuildLog(t, first.ID); !strings.Contains(log, "no instance is needed") || !strings.Contains(log, "set static in leapcell.yaml") || !strings.Contains(log, `such as ".env"`) {
+		t.Errorf("the build log does not say it:\n%s", log)
+	}
+	for _, c := range []struct {
+		method, path string
+		head         []string
+		status       int
+		body         string
+		name, value  string // a header
+	}{
+		{"GET", "/", nil, 200, "<h1>one</h1>", "Cache-Control", "no-cache"},
+		{"HEAD", "/", nil, 200, "", "Content-Length", "12"},
+		{"GET", "/docs/", nil, 200, "<h1>docs</h1>", "X-Content-Type-Options", "nosniff"},
+		{"GET", "/docs", nil, 301, "", "Location", "/docs/"},
+		{"GET", "/.env", nil, 404, "<h1>nothing here</h1>", "Cache-Control", "no-cache"},
+		{"GET", "/leapcell.yaml", nil, 404, "<h1>nothing here</h1>", "", ""},
+		{"POST", "/", nil, 405, "", "Allow", "GET, HEAD"},
+		{"GET", "/app.1a2b3c4d.js", []string{"Accept-Encoding", "identity"}, 200, script, "Cache-Control", "public, max-age=31536000, immutable"},
+		{"GET", "/app.1a2b3c4d.js", []string{"Accept-Encoding", "br"}, 200, "", "Content-Encoding", "br"},
+		{"GET", "/app.1a2b3c4d.js", []string{"Accept-Encoding", "identity", "Range", "bytes=0-6"}, 206, "console", "Content-Range", "bytes 0-6/2000"},
+	} {
+		r := ask(t, s, c.method, c.path, c.head...)
+		if r.Status != c.status || r.Err != nil || c.body != "" && r.Body != c.body || c.name != "" && r.Header.Get(c.name) != c.value {
+			t.Errorf("%s %s %q: %d %.100q %v %v", c.method, c.path, c.head, r.Status, r.Body, r.Header, r.Err)
+		}
+	}
+	page := ask(t, s, "GET", "/")
+	if r := ask(t, s, "GET", "/", "If-None-Match", page.Header.Get("ETag")); r.Status != 304 || r.Body != "" {
+		t.Errorf("with its own ETag: %d", r.Status)
+	}
+
+	s.Change(map[string]string{"index.html": "<h1>two</h1>"})
+	second := s.Deploy(t)
+	siteAnswers(t, s, "<h1>two</h1>")
+	preview := *s
+	preview.Host = leapcell.PreviewHost(s.Host, first.Number)
+	siteAnswers(t, &preview, "<h1>one</h1>")
+	p.Must(t, "rollback", s.Name)
+	siteAnswers(t, s, "<h1>one</h1>")
+	p.Must(t, "traffic", s.Name, second.ID, "50")
+	seen := map[string]bool{}
+	for range 200 {
+		seen[ask(t, s, "GET", "/").Body] = true
+	}
+	if !seen["<h1>one</h1>"] || !seen["<h1>two</h1>"] || len(seen) != 2 {
+		t.Errorf("with half of the requests each: %v", seen)
+	}
+	if instances := s.AllAllocs(t); len(instances) != 0 {
+		t.Errorf("%d instances", len(instances))
+	}
+	if out := p.Must(t, "services"); !regexp.MustCompile(regexp.QuoteMeta(s.Name) + `\s+static\s`).MatchString(out) {
+		t.Errorf("services does not say that it is static:\n%s", out)
+	}
+	p.Must(t, "delete", s.Name, "--yes")
+	if r := ask(t, s, "GET", "/"); r.Status != 404 || !strings.Contains(r.Body, leapcell.TextNoRoute) {
+		t.Errorf("deleted: %d %q", r.Status, r.Body)
+	}
+}
+
+func siteAnswers(t *testing.T, s *harness.Service, want string) {
+	t.Helper()
+	if r := ask(t, s, "GET", "/"); r.Status != 200 || r.Body != want {
+		t.Errorf("%s answers %d %q, want %q", s.Host, r.Status, r.Body, want)
+	}
+}
+
+// The app that Vite's guide starts with, from git: https://vite.dev/guide/
+func TestVite(t *testing.T) {
+	harness.Quick(t)
+	t.Parallel()
+	s := frontEnd(t, "vite")
+	page := ask(t, s, "GET", "/", "Accept", "text/html")
+	if page.Status != 200 || !strings.Contains(page.Body, `id="app"`) || page.Header.Get("Cache-Control") != "no-cache" {
+		t.Errorf("%d %q %v", page.Status, page.Body, page.Header)
+	}
+	if deep := ask(t, s, "GET", "/about/us", "Accept", "text/html"); deep.Status != 200 || deep.Body != page.Body {
+		t.Errorf("a path of the app's own: %d %q", deep.Status, deep.Body)
+	}
+	hashed(t, s, page.Body, `(?:src|href)="(/assets/[^"]+)"`, 2)
+	if r := ask(t, s, "GET", "/assets/gone-12345678.js", "Accept", "*/*"); r.Status != 404 {
+		t.Errorf("a script that is not there: %d", r.Status)
+	}
+	if s.Static == nil || !s.Static.Whole || s.Static.Framework != "Vite" || len(s.Allocs(t)) != 0 {
+		t.Errorf("%+v, %d instances", s.Static, len(s.Allocs(t)))
+	}
+}
+
+// The app of Next.js's guide, from git, with its own server: https://nextjs.org/docs/app/getting-started
+func TestNextJS(t *testing.T) {
+	harness.Quick(t)
+	t.Parallel()
+	s := frontEnd(t, "nextjs")
+	page := ask(t, s, "GET", "/", "Accept", "text/html")
+	if page.Status != 200 || !strings.Contains(page.Body, "Hello, Next.js at ") || !strings.Contains(page.Body, s.Live) {
+		t.Errorf("%d %.300q", page.Status, page.Body)
+	}
+	hashed(t, s, page.Body, `src="(/_next/static/[^"]+\.js)"`, 1)
+	if r := ask(t, s, "GET", "/square.svg"); r.Status != 200 || !strings.HasPrefix(r.Header.Get("Content-Type"), "image/svg+xml") || r.Header.Get("ETag") == "" {
+		t.Errorf("a file of public: %d %v", r.Status, r.Header)
+	}
+	if r := ask(t, s, "GET", "/nothing"); r.Status != 404 || !strings.Contains(r.Header.Get("Content-Type"), "text/html") {
+		t.Errorf("what is no file is the app's: %d %v", r.Status, r.Header)
+	}
+	if s.Static == nil || s.Static.Whole || s.Static.Framework != "Next.js" {
+		t.Errorf("%+v", s.Static)
+	}
+}
+
+// frontEnd deploys an app of test/apps from git.
+func frontEnd(t *testing.T, app string) *harness.Service {
+	t.Helper()
+	p := harness.Get(t)
+	url := repository(t, filepath.Join(p.Root, "test", "apps"))
+	name := harness.Name(t)
+	p.Must(t, "deploy", "--git", url, "--branch", "trunk", "--root-dir", "examples/"+app, "--name", name, "--memory", "512mb")
+	return named(t, name)
+}
+
+// hashed visits the files that a page asks for.
+func hashed(t *testing.T, s *harness.Service, page, pattern string, least int) {
+	t.Helper()
+	found := regexp.MustCompile(pattern).FindAllStringSubmatch(page, -1)
+	if len(found) < least {
+		t.Errorf("the page asks for %d files: %s", len(found), page)
+	}
+	for _, f := range found {
+		r := ask(t, s, "GET", f[1], "Accept-Encoding", "zstd, br;q=0.5")
+		if r.Status != 200 || r.Header.Get("Cache-Control") != "public, max-age=31536000, immutable" || r.Header.Get("Server-Timing") != "" {
+			t.Errorf("%s: %d %v", f[1], r.Status, r.Header)
+		}
+	}
+}
