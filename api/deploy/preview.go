@@ -123,6 +123,7 @@ func (d *Deployer) EndPreview(ctx context.Context, svc leapcell.Service, label s
 			return err
 		}
 	}
+	d.done.Go(func() { d.collectFronts(svc) })
 	return nil
 }
 

@@ -35,8 +35,11 @@ func (d *Deployer) bringUp(ctx context.Context, svc leapcell.Service, dep leapce
 			return err
 		}
 	}
-	if dep.Whole() {
-		return d.goLive(ctx, svc, dep, w) // there is nothing to start
+	if dep.Whole() { // there is nothing to start
+		if dep.Preview != "" {
+			return d.showPreview(ctx, svc, dep, w)
+		}
+		return d.goLive(ctx, svc, dep, w)
 	}
 	env, err := d.cfg.Env.Env(ctx, svc.ID)
 	if err != nil {

@@ -149,11 +149,7 @@ func (d *Deployer) neededFronts(ctx context.Context, svc leapcell.Service) (keep
 		any = true
 		needed := dep.State == leapcell.Live || !dep.State.Done() || dep.Kept() && former <= d.cfg.Keep
 		if dep.Kept() && dep.Preview != "" {
-			_, err := d.cfg.Nomad.Variable(ctx, leapcell.PreviewPath(svc.ID, dep.Number))
-			if err != nil && leapcell.ErrorCode(err) != leapcell.CodeNotFound {
-				return nil, any, err
-			}
-			needed = err == nil
+			needed = dep.PreviewEnded.IsZero()
 		}
 		if needed {
 			keep = append(keep, dep.Static.Manifest)

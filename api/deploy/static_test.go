@@ -248,3 +248,29 @@ func TestWhatMayBeASite(t *testing.T) {
 		}
 	}
 }
+
+// The preview of a site leaves the service's own site alone, and its files go with it.
+func TestPreviewOfASite(t *testing.T) {
+	w, f := withFronts(t, true)
+	v := w.view(0, false)
+	d := w.deployer(v, f.with(v))
+	w.finish(d, w.submit(d).ID)
+	next := w.finish(d, w.mustPush(d, "next").ID)
+	if next.State != leapcell.Superseded || next.PreviewURL == "" || w.vars["leapcell/routes/shop-x"] != "shop-1" || w.vars["leapcell/routes/shop-x/next"] != "shop-2" {
+		t.Errorf("preview %+v, routes %v", next, w.vars)
+	}
+	for range 4 { // more than are kept
+		w.finish(d, w.submit(d).ID)
+	}
+	d.done.Wait()
+	if !f.there["manifest-2"] {
+		t.Errorf("at the origin: %v", f.there)
+	}
+	if err := d.EndPreview(t.Context(), w.svc["shop-x"], "next"); err != nil {
+		t.Fatal(err)
+	}
+	d.done.Wait()
+	if f.there["manifest-2"] || len(f.there) != 3 {
+		t.Errorf("at the origin after its end: %v", f.there)
+	}
+}
