@@ -11,7 +11,6 @@ import (
 	"github.com/hashicorp/nomad/api"
 
 	"github.com/leapcell/leapcell"
-	"github.com/leapcell/leapcell/api/build"
 	"github.com/leapcell/leapcell/api/nomad"
 	"github.com/leapcell/leapcell/jobs"
 )
