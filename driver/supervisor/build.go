@@ -85,7 +85,7 @@ func (t *task) runCommand(ctx context.Context, scratch string) (*image.Image, *E
 	t.mu.Lock()
 	t.mounted = true
 	t.mu.Unlock()
-	if t.req.Config.Command == "" {
+	if t.req.Config.Command == "" && t.req.Config.Dockerfile == "" {
 		return img, nil // files that need no build
 	}
 	cfg := t.cellConfig()
