@@ -3,6 +3,7 @@ package gate
 import (
 	"bytes"
 	"context"
+	"io"
 	"net"
 	"net/http"
 	"strconv"
@@ -51,6 +52,7 @@ type lane struct {
 	mu      sync.Mutex
 	busy    bool // a request is in the lane
 	closing bool // Close was called
+	early   bool // the last answer came before the end of what the visitor sends
 }
 
 // begun is a request that holds a place in the app.
@@ -120,6 +122,7 @@ func (l *lane) state(s http.ConnState) {
 	}
 	switch s {
 	case http.StateIdle:
+		l.answeredEarly(false) // the server has read the rest
 		l.fresh = l.patient && !l.stray
 		l.stray = false
 	case http.StateHijacked:
@@ -209,7 +212,31 @@ func (l *lane) Close() error {
 	if l.busy {
 		return nil
 	}
+	if l.early {
+		go l.linger()
+		return nil
+	}
 	return l.end()
+}
+
+// lingerFor is how long a visitor who still sends has to read the answer.
+const lingerFor = 500 * time.Millisecond
+
+// linger ends the connection when the visitor does, or after a moment: a connection that is
+// closed over unread bytes is reset, and the visitor loses the answer with it. The server does
+// so by itself, unless its reading was interrupted.
+func (l *lane) linger() {
+	_ = l.CloseWrite()
+	_ = l.Conn.SetReadDeadline(time.Now().Add(lingerFor))
+	_, _ = io.Copy(io.Discard, l.Conn)
+	_ = l.end()
+}
+
+// answeredEarly says whether the visitor may be sending still when the connection is closed.
+func (l *lane) answeredEarly(v bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.early = v
 }
 
 func (l *lane) end() error {

@@ -108,6 +108,9 @@ func (p *passage) settle(result outcome) {
 		// Too late for a status. The visitor must not take what it has for the whole.
 		panic(http.ErrAbortHandler)
 	}
+	if l, _ := p.r.Context().Value(laneKey{}).(*lane); l != nil && p.up != nil && !p.up.complete.Load() {
+		l.answeredEarly(true)
+	}
 }
 
 type outcome int
