@@ -96,7 +96,10 @@ func (w *world) serveGate(rw http.ResponseWriter, r *http.Request) {
 	held, status := w.held, w.status
 	w.mu.Unlock()
 	if held != nil {
-		w.asked <- struct{}{}
+		select {
+		case w.asked <- struct{}{}:
+		default: // told often enough
+		}
 		select {
 		case <-held:
 		case <-r.Context().Done():

@@ -127,10 +127,10 @@ func TestNewestPushWins(t *testing.T) {
 	for range 5 {
 		last = w.mustPush(d, "")
 	}
-	release()
 	close(w.held)
+	w.finish(d, preview.ID) // before there is another instance: gates here speak for the newest
+	release()
 	w.finish(d, last.ID)
-	w.finish(d, preview.ID)
 	d.done.Wait()
 	want := []string{"shop-1 superseded", "shop-2 superseded", "shop-3 superseded", "shop-4 superseded", "shop-5 superseded", "shop-6 superseded", "shop-7 live"}
 	if got := w.states(); !slices.Equal(got, want) {

@@ -124,9 +124,12 @@ func TestWholeSite(t *testing.T) {
 		if _, err := d.Rollback(t.Context(), w.svc["shop-x"], id); err != nil {
 			t.Fatal(err)
 		}
-		if dep := w.finish(d, id); dep.State != leapcell.Live || w.vars["leapcell/routes/shop-x"] != id || !f.there["manifest-"+id[5:]] {
+		dep := w.finish(d, id)
+		w.mu.Lock() // the former one is still put to rest
+		if dep.State != leapcell.Live || w.vars["leapcell/routes/shop-x"] != id || !f.there["manifest-"+id[5:]] {
 			t.Errorf("%s is %s, %+v; route %v, there %v", id, dep.State, dep.Error, w.vars, f.there)
 		}
+		w.mu.Unlock()
 	}
 	d.done.Wait()
 	delete(f.built, "shop-x:2")

@@ -20,6 +20,7 @@ import (
 
 // stricter are the lines in which our own launcher differs from runc, by their beginnings, and why.
 var stricter = map[string]string{
+	"status SigIgn: ":       "runc leaves signals ignored that whoever started it ignored",
 	"mount / ":              "runc forgets nodev when it makes the root read-only",
 	"mount /etc/":           "runc leaves files that are bound in followers of the host's mounts, where those are shared, as systemd has them",
 	"device /dev/core ":     "runc makes a link to /proc/kcore, which is masked, where the kernel has that",

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/leapcell/leapcell"
-	"github.com/leapcell/leapcell/driver/cell"
 	"github.com/leapcell/leapcell/driver/image"
 )
 
@@ -86,7 +85,7 @@ func (c Config) WithDefaults() (Config, error) {
 		}
 	}
 	if c.Runtime == "" {
-		c.Runtime, c.Fallback = chosen()
+		c.Runtime = "runc"
 	}
 	if c.DiskMB == 0 {
 		c.DiskMB = 10240
@@ -117,15 +116,6 @@ func (c Config) WithDefaults() (Config, error) {
 		}
 	}
 	return c, nil
-}
-
-// chosen is the runtime where none is set, and why it is not our own.
-func chosen() (name, fallback string) {
-	name, err := cell.Choose()
-	if err != nil {
-		fallback = leapcell.ErrorMessage(err)
-	}
-	return name, fallback
 }
 
 // collectDefaults fills in and checks when images are removed.

@@ -93,7 +93,7 @@ func TestKilledInTheMiddleOfAStart(t *testing.T) {
 				until(t, "record and namespace", func() bool { recs, _ := n.records.load(); return len(recs) == 1 && n.networks.left() == 1 })
 				n.dies()
 				n.comesBack()
-				if exit := n.wait(req); exit.Code == 0 || !strings.Contains(exit.Message, "while the supervisor was not running") {
+				if exit := n.wait(req); exit.Code == 0 || exit != missed(record{Request: req}, nil) {
 					t.Errorf("exit %+v", exit)
 				}
 				n.clean(req)
