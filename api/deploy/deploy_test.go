@@ -619,7 +619,7 @@ func crash(t *testing.T, at int, after bool) (reached bool) {
 	d := w.deployer(v, nil)
 	svc := w.svc["shop-x"]
 	dep, err := d.Submit(t.Context(), svc, leapcell.Source{}, leapcell.Origin{}, strings.NewReader("x"))
-	if errors.Is(err, errCrashed) && len(w.deps) == 1 {
+	if errors.Is(err, errCrashed) && len(w.states()) == 1 {
 		return true // nothing was promised
 	}
 	if dep.ID == "" {
