@@ -147,7 +147,8 @@ func (t *task) prepareDocker(cfg *cell.Config, scratch string, secrets map[strin
 
 // findProgram looks beside our own program, then on the path.
 func findProgram() (string, error) {
-	if self, err := os.Executable(); err == nil {
+	// The supervisor runs from a mount of its own; its first argument says where it came from.
+	if self := os.Args[0]; filepath.IsAbs(self) {
 		beside := filepath.Join(filepath.Dir(self), dockerProgram)
 		if _, err := os.Stat(beside); err == nil {
 			return beside, nil
