@@ -20,6 +20,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/api/outbound"
 )
 
 // maxImageBytes bounds the layers of an image from outside, as they are transferred. It is the
@@ -313,11 +314,8 @@ func refusePrivate(_, address string, _ syscall.RawConn) error {
 	return refuseAddr(at.Addr().Unmap())
 }
 
-// carrier is the shared address space of RFC 6598, in which instances are.
-var carrier = netip.MustParsePrefix("100.64.0.0/10")
-
 func refuseAddr(ip netip.Addr) error {
-	if !ip.IsGlobalUnicast() || ip.IsPrivate() || carrier.Contains(ip) {
+	if !outbound.Networks(nil).Allows(ip) {
 		return fmt.Errorf("%w: %s", errPrivate, ip)
 	}
 	return nil
