@@ -592,6 +592,12 @@ func TestPurgeSparesTheNextJobOfThatName(t *testing.T) {
 // The process is killed at each of its calls, before or after it had its effect; the next
 // process must bring the deployment to the same end.
 func TestCrashAnywhere(t *testing.T) {
+	crashAnywhere(t, crash)
+}
+
+// crashAnywhere calls crash for each call that a process makes, until there is none more.
+func crashAnywhere(t *testing.T, crash func(t *testing.T, at int, after bool) (reached bool)) {
+	t.Helper()
 	for _, after := range []bool{false, true} {
 		for at := 1; ; at++ {
 			reached := crash(t, at, after)

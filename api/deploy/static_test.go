@@ -181,7 +181,7 @@ func crashFront(t *testing.T, at int, after, whole bool) (reached bool) {
 	v := w.view(at, after)
 	d := w.deployer(v, f.with(v))
 	_, err := d.Submit(t.Context(), w.svc["shop-x"], leapcell.Source{}, leapcell.Origin{}, strings.NewReader("x"))
-	if errors.Is(err, errCrashed) && len(w.deps) == 0 {
+	if errors.Is(err, errCrashed) && len(w.states()) == 0 {
 		return true // nothing was promised
 	}
 	ended := make(chan struct{})
