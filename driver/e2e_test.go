@@ -37,6 +37,7 @@ import (
 
 	"github.com/leapcell/leapcell"
 	"github.com/leapcell/leapcell/driver/supervisor"
+	"github.com/leapcell/leapcell/internal/ports"
 )
 
 // The end-to-end test of the driver alone: a real Nomad agent, a real registry, real cells.
@@ -157,12 +158,11 @@ func (r *rig) build(source, target string) {
 }
 
 func freePort(t *testing.T) int {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := ports.Free(1, ports.ForPrograms)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	return port
 }
 
 func (r *rig) startAgent() {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/hashicorp/nomad/api"
 	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/internal/ports"
 )
 
 func nomadBinary(t *testing.T) string {
@@ -33,16 +33,14 @@ func nomadBinary(t *testing.T) string {
 
 func freePorts(t *testing.T, n int) []int {
 	t.Helper()
-	ports := make([]int, n)
-	for i := range ports {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
+	found := make([]int, n)
+	for i := range found {
+		var err error
+		if found[i], err = ports.Free(1, ports.ForPrograms); err != nil {
 			t.Fatal(err)
 		}
-		defer l.Close()
-		ports[i] = l.Addr().(*net.TCPAddr).Port
 	}
-	return ports
+	return found
 }
 
 // startNomad starts a real agent, server and client in one, and gives a client of it.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/base64"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/hashicorp/vault/api"
 	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/internal/ports"
 )
 
 // policy is all that leapcelld may do.
@@ -47,12 +47,11 @@ func vaultBinary(t *testing.T) string {
 func startVault(t *testing.T) *server {
 	t.Helper()
 	bin := vaultBinary(t)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := ports.Free(1, ports.ForPrograms)
 	if err != nil {
 		t.Fatal(err)
 	}
-	address := l.Addr().String()
-	_ = l.Close()
+	address := fmt.Sprintf("127.0.0.1:%d", port)
 	config := filepath.Join(t.TempDir(), "vault.hcl")
 	text := fmt.Sprintf("disable_mlock = true\nstorage \"inmem\" {}\nlistener \"tcp\" {\n  address = %q\n  tls_disable = true\n}\napi_addr = \"http://%s\"\n", address, address)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
@@ -268,12 +267,11 @@ func TestTokenIsRenewedAndReadAgain(t *testing.T) {
 }
 
 func TestVaultThatIsNotThere(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := ports.Free(1, ports.ForPrograms)
 	if err != nil {
 		t.Fatal(err)
 	}
-	address := "http://" + l.Addr().String()
-	_ = l.Close()
+	address := fmt.Sprintf("http://127.0.0.1:%d", port)
 	sealer, err := New(Config{Address: address, Token: "x", Transit: "leapcell"})
 	if err != nil {
 		t.Fatal(err)

@@ -6,8 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -16,18 +16,18 @@ import (
 
 	"github.com/leapcell/leapcell"
 	"github.com/leapcell/leapcell/api/client"
+	"github.com/leapcell/leapcell/internal/ports"
 )
 
 func noEnv(string) string { return "" }
 
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := ports.Free(1, ports.ForPrograms)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	return fmt.Sprintf("127.0.0.1:%d", port)
 }
 
 // start runs leapcelld on dir, with a Nomad and a Vault that are not there, and gives a

@@ -3,6 +3,7 @@ package supervisor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -21,6 +22,7 @@ import (
 	"github.com/leapcell/leapcell"
 	"github.com/leapcell/leapcell/driver/cell"
 	"github.com/leapcell/leapcell/driver/image"
+	"github.com/leapcell/leapcell/internal/ports"
 )
 
 // fakeImages has every image but those that pull refuses.
@@ -434,12 +436,11 @@ func (n *node) restart() {
 
 // free is an address that nobody listens on.
 func free(t *testing.T) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := ports.Free(1, ports.ForPrograms)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	return fmt.Sprintf("127.0.0.1:%d", port)
 }
 
 func (n *node) request(mode leapcell.TaskMode) StartRequest {

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/internal/ports"
 )
 
 // DefaultStateDir is the folder of a platform when nothing else is said.
@@ -78,26 +79,17 @@ func DefaultPorts() Ports {
 	}
 }
 
-// FreePorts finds ports that nobody listens on now, for a platform beside others. The
-// range for instances is one of fifty, below those that the kernel gives out and beside the
-// first platform's.
+// FreePorts finds ports that nobody listens on now, for a platform beside others: its parts
+// have the first of them, its instances the rest.
 func FreePorts() (Ports, error) {
-	free := make([]int, 8)
-	for i := range free {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return Ports{}, fmt.Errorf("finding a free port: %w", err)
-		}
-		defer l.Close() // held until all are found, so that they differ
-		free[i] = l.Addr().(*net.TCPAddr).Port
-	}
-	from := 11000 + free[0]%50*300
-	if first := DefaultPorts(); from+299 >= first.InstancesFrom {
-		from += first.InstancesTo + 1 - first.InstancesFrom
+	const each = 300
+	from, err := ports.Free(each, ports.ForPlatforms)
+	if err != nil {
+		return Ports{}, fmt.Errorf("finding free ports: %w", err)
 	}
 	return Ports{
-		Edge: free[0], API: free[1], Registry: free[2], Nomad: free[3], NomadRPC: free[4], NomadSerf: free[5],
-		Vault: free[6], VaultCluster: free[7], InstancesFrom: from, InstancesTo: from + 299,
+		Edge: from, API: from + 1, Registry: from + 2, Nomad: from + 3, NomadRPC: from + 4, NomadSerf: from + 5,
+		Vault: from + 6, VaultCluster: from + 7, InstancesFrom: from + 10, InstancesTo: from + each - 1,
 	}, nil
 }
 

@@ -158,7 +158,25 @@ func (r record) alive() bool {
 		return false
 	}
 	started, state, err := procStat(r.PID)
-	return err == nil && started == r.Started && state != 'Z' && state != 'X'
+	if err != nil || started != r.Started {
+		return false
+	}
+	if state == 'Z' || state == 'X' {
+		r.awaitThreads(5 * time.Second)
+		return false
+	}
+	return true
+}
+
+// awaitThreads waits for the last thread of a process whose first has ended: until then it has
+// its files, and with them its ports.
+func (r record) awaitThreads(limit time.Duration) {
+	fd, err := unix.PidfdOpen(r.PID, 0)
+	if err != nil {
+		return // it is gone
+	}
+	defer unix.Close(fd)
+	_, _ = pidfdWait(context.Background(), fd, limit) // whoever needs a port of it will say so
 }
 
 // stop ends the process: SIGTERM, then SIGKILL after grace. It waits on a pidfd, so neither

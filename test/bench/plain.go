@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -15,6 +14,7 @@ import (
 	"github.com/traefik/traefik/v3/pkg/proxy/httputil"
 	"github.com/traefik/traefik/v3/pkg/server/service"
 
+	"github.com/leapcell/leapcell/test/harness"
 	"github.com/leapcell/leapcell/traefik/edge"
 )
 
@@ -34,10 +34,7 @@ func servePlain(ctx context.Context, arg string) error {
 }
 
 func freeAddress(s *session) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(s, err)
-	defer l.Close()
-	return l.Addr().String()
+	return fmt.Sprintf("127.0.0.1:%d", harness.FreePorts(s, 1)[0])
 }
 
 // answers waits until a server at address answers anything.

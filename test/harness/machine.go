@@ -73,11 +73,16 @@ func (p Process) Memory() (pss, private int64) {
 	return pss, private
 }
 
-// Alive reports whether the process still runs.
+// Alive reports whether the process still runs. One whose first thread has ended has its files
+// and ports until the last one has, too.
 func (p Process) Alive() bool {
 	stat := p.File("stat")
-	i := strings.LastIndexByte(stat, ')')
-	return i >= 0 && i+2 < len(stat) && stat[i+2] != 'Z' && stat[i+2] != 'X'
+	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+	if len(fields) < 18 {
+		return false
+	}
+	state, threads := fields[0], fields[17]
+	return state != "X" && (state != "Z" || threads != "1")
 }
 
 // Started is when it was, in the kernel's ticks; 0 when it is gone.

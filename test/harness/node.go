@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -56,9 +55,6 @@ func (p *Platform) SecondNode(t testing.TB, runtime string) string {
 		dir: dir, server: fmt.Sprintf("127.0.0.1:%d", p.Config.Ports.NomadRPC), platform: p,
 		http: ports.Nomad, rpc: ports.NomadRPC, serf: ports.NomadSerf, from: ports.InstancesFrom, to: ports.InstancesTo,
 		program: own[0].Args()[0],
-	}
-	for n.from <= p.Config.Ports.InstancesTo && n.to >= p.Config.Ports.InstancesFrom {
-		n.from, n.to = n.from+300, n.to+300
 	}
 	cfg := p.Config
 	cfg.StateDir, cfg.Ports, cfg.Runtime = dir, ports, cmp.Or(runtime, cfg.Runtime)
@@ -205,18 +201,4 @@ func (n *secondNode) down(t testing.TB) {
 			_, _, _ = n.platform.Nomad.Nodes().Purge(node.ID, nil) // Nomad forgets it in time anyway
 		}
 	}
-}
-
-// freePorts holds all until all are found, so that they differ.
-func freePorts(n int) ([]int, error) {
-	var ports []int
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		defer l.Close()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
-	}
-	return ports, nil
 }

@@ -1,7 +1,6 @@
 package harness
 
 import (
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/leapcell/leapcell/internal/ports"
 )
 
 // Twin is a process of a part of the platform that was started as the platform's own was:
@@ -101,12 +102,15 @@ func (w *Twin) stop(t testing.TB) {
 	}
 }
 
-// FreePorts asks the kernel for ports that nobody has.
+// FreePorts finds n ports that nobody has.
 func FreePorts(t testing.TB, n int) []int {
 	t.Helper()
-	ports, err := freePorts(n)
-	if err != nil {
-		t.Fatal(fmt.Errorf("finding a free port: %w", err))
+	found := make([]int, n)
+	for i := range found {
+		var err error
+		if found[i], err = ports.Free(1, ports.ForPrograms); err != nil {
+			t.Fatal(err)
+		}
 	}
-	return ports
+	return found
 }

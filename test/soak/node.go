@@ -12,7 +12,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -24,6 +23,7 @@ import (
 
 	"github.com/leapcell/leapcell"
 	"github.com/leapcell/leapcell/driver/supervisor"
+	"github.com/leapcell/leapcell/internal/ports"
 	"github.com/leapcell/leapcell/test/harness"
 )
 
@@ -113,13 +113,13 @@ func (n *Node) Start(ctx context.Context, image string, mode leapcell.TaskMode) 
 	id := make([]byte, 8)
 	_, _ = rand.Read(id) // never fails
 	i := &Instance{ID: hex.EncodeToString(id), node: n}
-	address, err := freeAddress()
+	port, err := ports.Free(1, ports.ForPrograms)
 	if err != nil {
 		return nil, err
 	}
-	i.Address = address
+	i.Address = fmt.Sprintf("127.0.0.1:%d", port)
 	_, err = n.Client.Start(ctx, supervisor.StartRequest{
-		ID: i.ID, Name: "soak", AllocID: i.ID, Namespace: "leapcell", Dir: filepath.Join(n.dir, i.ID), Address: address, MemoryMB: 256,
+		ID: i.ID, Name: "soak", AllocID: i.ID, Namespace: "leapcell", Dir: filepath.Join(n.dir, i.ID), Address: i.Address, MemoryMB: 256,
 		Config: leapcell.TaskConfig{
 			Mode: mode, Image: image, Command: "exec ./probe", Service: "soak", ServiceID: "soak", Deployment: "soak-1",
 			StartTimeout: "30s", RequestTimeout: "1m",
@@ -130,16 +130,6 @@ func (n *Node) Start(ctx context.Context, image string, mode leapcell.TaskMode) 
 	}
 	_, err = i.Get(ctx, "/")
 	return i, err
-}
-
-// freeAddress asks the kernel for a port that nobody has.
-func freeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer l.Close()
-	return l.Addr().String(), nil
 }
 
 // visitor keeps no connections: they would keep descriptors of the gate.

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -26,6 +25,7 @@ import (
 	"github.com/hashicorp/nomad/api"
 
 	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/internal/ports"
 )
 
 const (
@@ -470,14 +470,12 @@ func (r *reports) wait(t *testing.T, ok func(leapcell.EdgeService) bool) {
 
 func freePorts(t *testing.T, n int) []int {
 	t.Helper()
-	var out []int
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
+	found := make([]int, n)
+	for i := range found {
+		var err error
+		if found[i], err = ports.Free(1, ports.ForPrograms); err != nil {
 			t.Fatal(err)
 		}
-		defer l.Close()
-		out = append(out, l.Addr().(*net.TCPAddr).Port)
 	}
-	return out
+	return found
 }
