@@ -236,16 +236,18 @@ func (c *caches) makeRoom() {
 	}
 }
 
-// usedPercent is how much of the file system of dir is in use.
+// usedPercent is how much of the file system of dir is in use, of what everybody may use: some keep a
+// part for themselves.
 func usedPercent(dir string) (int, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
 		return 0, err
 	}
-	if st.Blocks == 0 {
+	used := st.Blocks - st.Bfree
+	if used+st.Bavail == 0 {
 		return 0, nil
 	}
-	percent := 100 - int(st.Bavail*100/st.Blocks)
+	percent := int(used * 100 / (used + st.Bavail))
 	if st.Files > 0 {
 		percent = max(percent, 100-int(st.Ffree*100/st.Files))
 	}
