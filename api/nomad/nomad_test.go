@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/nomad/api"
+	"golang.org/x/sys/unix"
+
 	"github.com/leapcell/leapcell"
 	"github.com/leapcell/leapcell/internal/ports"
 )
@@ -70,7 +72,8 @@ client {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(bin, "agent", "-dev", "-config", config, "-bind", "127.0.0.1")
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "TMPDIR=" + t.TempDir()}
+	data := t.TempDir()
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "TMPDIR=" + data}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -82,6 +85,7 @@ client {
 	t.Cleanup(func() {
 		_ = cmd.Process.Signal(os.Interrupt)
 		_ = cmd.Wait()
+		unmountBelow(t, data)
 	})
 	ready := make(chan string, 1)
 	go func() {
@@ -110,6 +114,22 @@ client {
 		t.Fatal(err)
 	}
 	return c
+}
+
+// unmountBelow takes away what an agent leaves mounted that ends while it removes an allocation:
+// memory for the secrets of its tasks.
+func unmountBelow(t *testing.T, dir string) {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Error(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if point := strings.Fields(line)[4]; strings.HasPrefix(point, dir+"/") {
+			if err := unix.Unmount(point, unix.MNT_DETACH); err != nil {
+				t.Errorf("unmounting %s: %v", point, err)
+			}
+		}
+	}
 }
 
 func wantCode(t *testing.T, err error, code leapcell.Code, words ...string) {

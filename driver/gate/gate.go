@@ -48,6 +48,8 @@ type Config struct {
 	// gate's lock held: it must not block or call the gate. Nil is nobody.
 	Naps func(suspended bool)
 	Log  *slog.Logger
+
+	laneWait time.Duration // see the constant
 }
 
 func (c Config) withDefaults() Config {
@@ -60,6 +62,7 @@ func (c Config) withDefaults() Config {
 	set(&c.RequestTimeout, leapcell.RequestTimeout)
 	set(&c.SuspendAfter, 20*time.Millisecond)
 	set(&c.BodyIdle, leapcell.BodyIdleTimeout)
+	set(&c.laneWait, laneWait)
 	c.SuspendAfter = min(c.SuspendAfter, leapcell.SuspendAfter)
 	if c.Port == 0 {
 		c.Port = leapcell.DefaultPort

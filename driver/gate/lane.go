@@ -302,7 +302,7 @@ func (l *lane) express(b []byte) bool {
 	if c == nil {
 		return l.handOver(nil)
 	}
-	c.until.renew(now, laneWait, laneWait/2, c.SetReadDeadline)
+	c.until.renew(now, g.cfg.laneWait, g.cfg.laneWait/2, c.SetReadDeadline)
 	if c.pass(req) != nil {
 		return l.handOver(c)
 	}

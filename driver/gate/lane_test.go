@@ -21,7 +21,8 @@ import (
 // leave so. It shows that requests really take the lane.
 func TestLanePassesBytes(t *testing.T) {
 	heads := make(chan string, 2)
-	x := newWire(t, Config{}, func(conn net.Conn, in *bufio.Reader) {
+	front := &idleListener{Listener: listenTCP(t), reads: make(chan struct{}, 9)}
+	x := newWire(t, Config{Listener: front, laneWait: time.Minute}, func(conn net.Conn, in *bufio.Reader) {
 		for {
 			var said strings.Builder
 			for line := ""; line != "\r\n"; {
@@ -38,8 +39,10 @@ func TestLanePassesBytes(t *testing.T) {
 	v := x.connect()
 	ask := "GET /%41?b HTTP/1.1\r\nhost: a\r\nx-z: 1\r\n" + leapcell.HeaderInstance + ": alloc-1\r\nX-y: 2\r\n\r\n"
 	v.say(ask)
+	<-front.reads     // of this request
 	v.want(200, "ok") // makes the connection to the app
 	<-heads
+	<-front.reads // the server has finished and waits for the next
 	v.say(ask)
 	if got, want := <-heads, "GET /%41?b HTTP/1.1\r\nhost: a\r\nx-z: 1\r\nX-y: 2\r\n\r\n"; got != want {
 		t.Errorf("the app got %q, want %q", got, want)
@@ -54,6 +57,33 @@ func TestLanePassesBytes(t *testing.T) {
 	if got, want := said.String(), "HTTP/1.1 200 OK\r\n"+leapcell.HeaderInstance+": alloc-1\r\nx-b: 2\r\nx-a: 1\r\ncontent-length: 2\r\n\r\n"; got != want {
 		t.Errorf("the visitor got %q, want %q", got, want)
 	}
+}
+
+// idleListener tells when a connection of it is read from with room for a whole request, which
+// the lane does between requests only.
+type idleListener struct {
+	net.Listener
+	reads chan struct{}
+}
+
+func (l *idleListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	return &idleConn{Conn: conn, reads: l.reads}, err
+}
+
+type idleConn struct {
+	net.Conn
+	reads chan struct{}
+}
+
+func (c *idleConn) Read(p []byte) (int, error) {
+	if len(p) >= firstRead {
+		select {
+		case c.reads <- struct{}{}:
+		default:
+		}
+	}
+	return c.Conn.Read(p)
 }
 
 // TestLaneAndServerTakeTurns: on one connection, in any order, each request gets its answer and

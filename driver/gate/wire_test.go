@@ -59,12 +59,14 @@ func newWire(t *testing.T, cfg Config, app func(conn net.Conn, in *bufio.Reader)
 			}()
 		}
 	}()
-	front := listenTCP(t)
-	cfg.Listener, cfg.Instance = front, "alloc-1"
+	if cfg.Listener == nil {
+		cfg.Listener = listenTCP(t)
+	}
+	cfg.Instance = "alloc-1"
 	if cfg.Mode == "" {
 		cfg.Mode = leapcell.TaskServerless
 	}
-	x.address = front.Addr().String()
+	x.address = cfg.Listener.Addr().String()
 	x.gate = New(cfg)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithCancel(context.Background())
