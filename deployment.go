@@ -34,6 +34,9 @@ const (
 
 var progress = []State{Queued, Fetching, Building, Packaging, Publishing, Starting, Live}
 
+// States are all there are, in the order in which a deployment has them.
+func States() []State { return append(slices.Clone(progress), Superseded, Failed, Cancelled) }
+
 // Done reports whether the deployment moves no further by itself.
 func (s State) Done() bool {
 	return s == Live || s == Superseded || s == Failed || s == Cancelled
@@ -86,6 +89,14 @@ type LogOptions struct {
 	Offset     int64 // bytes that the reader has already, read with the same Timestamps
 }
 
+// DeploymentQuery says which deployments of a service are meant. Zero fields mean all.
+type DeploymentQuery struct {
+	States []State
+	Branch string
+	Before int // those with smaller numbers, to go on after a limit
+	Limit  int // the newest
+}
+
 // Made is what plans count of a deployment.
 type Made struct {
 	Origin
@@ -107,6 +118,8 @@ const (
 type Origin struct {
 	Trigger   Trigger `json:"trigger,omitempty"`
 	StartedBy string  `json:"startedBy,omitempty"` // the token's name, or who pushed
+	// Of is the deployment that a [Redeploy] repeats.
+	Of string `json:"of,omitempty"`
 	// Preview is the label of a deployment that is seen under a name of its own and never
 	// serves the service's names: one for each branch or change.
 	Preview string `json:"preview,omitempty"`
@@ -125,6 +138,13 @@ type Outcome struct {
 	// PreviewURL is where a preview is seen, until PreviewEnded.
 	PreviewURL   string    `json:"previewURL,omitempty"`
 	PreviewEnded time.Time `json:"previewEnded,omitzero"`
+	// EndedAt is when it was done for the first time: live, failed, cancelled or overtaken.
+	EndedAt time.Time `json:"endedAt,omitzero"`
+	// ImageGone is when the image was given up. Rolling back needs it; redeploying does not.
+	ImageGone time.Time `json:"imageGone,omitzero"`
+	// RestoredBy is who rolled back to the deployment last, and RestoredFrom what was live before.
+	RestoredBy   string `json:"restoredBy,omitempty"`
+	RestoredFrom string `json:"restoredFrom,omitempty"`
 }
 
 // Static is the front end of a deployment: files that edges serve without an instance.
@@ -141,7 +161,19 @@ type Static struct {
 // Kept reports whether the deployment was live once and can be again: it has a preview, and
 // can be rolled back to for as long as its image is there.
 func (d Deployment) Kept() bool {
-	return d.State == Superseded && !d.LiveAt.IsZero() && d.Image != ""
+	return d.State == Superseded && !d.LiveAt.IsZero() && d.HasImage()
+}
+
+// HasImage reports whether the deployment's image, or the files of its site, are still there.
+func (d Deployment) HasImage() bool { return d.Image != "" && d.ImageGone.IsZero() }
+
+// Took is how long the deployment took from when it was asked for until it was done; 0 while it
+// is not, and where it is not known.
+func (d Deployment) Took() time.Duration {
+	if d.EndedAt.IsZero() {
+		return 0
+	}
+	return d.EndedAt.Sub(d.CreatedAt)
 }
 
 // Whole reports whether the deployment is files only: edges serve it without any instance.

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/leapcell/leapcell"
@@ -75,12 +76,29 @@ func (p *progressReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// Deployments lists the deployments of a service, newest first; limit 0 leaves the number
-// to the server.
-func (c *Client) Deployments(ctx context.Context, nameOrID string, limit int) ([]leapcell.Deployment, error) {
+// Deployments lists those deployments of a service that q means, newest first; limit 0 leaves
+// the number to the server.
+func (c *Client) Deployments(ctx context.Context, nameOrID string, q leapcell.DeploymentQuery) ([]leapcell.Deployment, error) {
+	query := url.Values{}
+	if q.Limit > 0 {
+		query.Set("limit", strconv.Itoa(q.Limit))
+	}
+	if q.Before > 0 {
+		query.Set("before", strconv.Itoa(q.Before))
+	}
+	if q.Branch != "" {
+		query.Set("branch", q.Branch)
+	}
+	states := make([]string, len(q.States))
+	for i, state := range q.States {
+		states[i] = string(state)
+	}
+	if len(states) > 0 {
+		query.Set("state", strings.Join(states, ","))
+	}
 	path := "/v1/services/" + escape(nameOrID) + "/deployments"
-	if limit > 0 {
-		path += "?limit=" + strconv.Itoa(limit)
+	if len(query) > 0 {
+		path += "?" + query.Encode()
 	}
 	var all []leapcell.Deployment
 	err := c.call(ctx, http.MethodGet, path, nil, &all)
@@ -105,6 +123,13 @@ func (c *Client) Cancel(ctx context.Context, id string) (leapcell.Deployment, er
 func (c *Client) Rollback(ctx context.Context, nameOrID, deployment string) (leapcell.Deployment, error) {
 	var d leapcell.Deployment
 	err := c.call(ctx, http.MethodPost, "/v1/services/"+escape(nameOrID)+"/rollback", map[string]string{"deployment": deployment}, &d)
+	return d, err
+}
+
+// Redeploy deploys the source of a deployment again, in a fresh build; "" means the newest one.
+func (c *Client) Redeploy(ctx context.Context, nameOrID, deployment string) (leapcell.Deployment, error) {
+	var d leapcell.Deployment
+	err := c.call(ctx, http.MethodPost, "/v1/services/"+escape(nameOrID)+"/redeploy", map[string]string{"deployment": deployment}, &d)
 	return d, err
 }
 

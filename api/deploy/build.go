@@ -31,7 +31,7 @@ func (d *Deployer) build(ctx context.Context, svc leapcell.Service, dep leapcell
 	if front != nil && front.Whole {
 		image = d.frontImage(front, dep)
 	} else if image, err = patient(ctx, d, w, func(ctx context.Context) (string, error) {
-		return d.cfg.Images.Resolve(ctx, svc.ID+"/app", strconv.Itoa(dep.Number))
+		return d.cfg.Images.Resolve(ctx, svc.ID+"/"+appRepository, strconv.Itoa(dep.Number))
 	}); err != nil {
 		return err
 	}
@@ -39,11 +39,15 @@ func (d *Deployer) build(ctx context.Context, svc leapcell.Service, dep leapcell
 	if err := d.patiently(ctx, w, func(ctx context.Context) error { return d.cfg.Nomad.Stop(ctx, job, true) }); err != nil {
 		return err
 	}
-	settings, bytes := dep.Settings, dep.ImageBytes
-	if settings.Runtime == leapcell.RuntimeDocker {
+	settings, bytes := dep.Settings, int64(0)
+	switch {
+	case settings.Runtime == leapcell.RuntimeDocker:
 		if settings, bytes, err = d.adopt(ctx, svc, dep.Number, settings, w); err != nil {
 			return err
 		}
+	case front == nil || !front.Whole:
+		// Only to be shown: a registry that is away holds nothing up here.
+		_, bytes, _ = d.cfg.Upstream.Config(ctx, svc.ID+"/"+appRepository, strconv.Itoa(dep.Number))
 	}
 	_, err = d.move(ctx, w, leapcell.Starting, func(dep *leapcell.Deployment) {
 		dep.Image, dep.Settings, dep.ImageBytes = image, settings, bytes
@@ -84,7 +88,7 @@ func (d *Deployer) beginBuild(ctx context.Context, svc leapcell.Service, dep lea
 	if leapcell.ErrorCode(err) != leapcell.CodeNotFound {
 		return err == nil, err
 	}
-	_, err = d.cfg.Images.Resolve(ctx, svc.ID+"/app", strconv.Itoa(dep.Number))
+	_, err = d.cfg.Images.Resolve(ctx, svc.ID+"/"+appRepository, strconv.Itoa(dep.Number))
 	if leapcell.ErrorCode(err) != leapcell.CodeNotFound {
 		return false, err
 	}
@@ -111,7 +115,7 @@ func (d *Deployer) followBuild(ctx context.Context, svc leapcell.Service, dep le
 }
 
 func (d *Deployer) registerBuild(ctx context.Context, svc leapcell.Service, dep leapcell.Deployment) error {
-	source, err := d.cfg.Images.Resolve(ctx, svc.ID+"/source", strconv.Itoa(dep.Number))
+	source, err := d.cfg.Images.Resolve(ctx, svc.ID+"/"+sourceRepository, strconv.Itoa(dep.Number))
 	if err != nil {
 		return err
 	}

@@ -42,8 +42,8 @@ func (d *Deployer) DeleteService(ctx context.Context, svc leapcell.Service) (err
 		return err
 	}
 	d.done.Go(func() { d.quiet(svc.ID, d.ClearCache(d.ctx, svc)) })
-	// What is left in the registry costs room, but harms nobody.
-	d.quiet(svc.ID, d.cfg.ForgetImages(svc.ID))
+	// What is left in the registry goes with the next collection.
+	d.quiet(svc.ID, d.cfg.Storage.Forget(svc.ID))
 	if d.cfg.Fronts != nil {
 		d.quiet(svc.ID, d.cfg.Fronts.Forget(ctx, svc.ID))
 	}

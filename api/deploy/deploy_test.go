@@ -68,7 +68,7 @@ func TestRollback(t *testing.T) {
 	w.finish(d, w.submit(d).ID)
 	d.done.Wait()
 	svc := w.svc["shop-x"]
-	dep, err := d.Rollback(t.Context(), svc, "")
+	dep, err := d.Rollback(t.Context(), svc, "", "ada")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,14 +85,14 @@ func TestRollback(t *testing.T) {
 	}
 	// To one whose job Nomad has forgotten: it is registered again.
 	delete(w.jobs, "shop-2")
-	if _, err := d.Rollback(t.Context(), w.svc["shop-x"], "shop-2"); err != nil {
+	if _, err := d.Rollback(t.Context(), w.svc["shop-x"], "shop-2", "ada"); err != nil {
 		t.Fatal(err)
 	}
 	if dep := w.finish(d, "shop-2"); dep.State != leapcell.Live {
 		t.Errorf("state %s: %+v", dep.State, dep.Error)
 	}
 	for id, code := range map[string]leapcell.Code{"shop-9": leapcell.CodeNotFound, "shop-2": leapcell.CodeConflict} {
-		if _, err := d.Rollback(t.Context(), w.svc["shop-x"], id); leapcell.ErrorCode(err) != code {
+		if _, err := d.Rollback(t.Context(), w.svc["shop-x"], id, "ada"); leapcell.ErrorCode(err) != code {
 			t.Errorf("%s: %v", id, err)
 		}
 	}
@@ -108,7 +108,7 @@ func TestFailedRollback(t *testing.T) {
 	w.status = func(string) leapcell.GateStatus {
 		return leapcell.GateStatus{Code: leapcell.CodePortNotListening, Message: leapcell.PortNotListeningText(8080)}
 	}
-	if _, err := d.Rollback(t.Context(), w.svc["shop-x"], ""); err != nil {
+	if _, err := d.Rollback(t.Context(), w.svc["shop-x"], "", "ada"); err != nil {
 		t.Fatal(err)
 	}
 	dep := w.finish(d, "shop-1")
@@ -377,7 +377,7 @@ func TestNewestWins(t *testing.T) {
 		t.Errorf("jobs %v, routes %v", got, w.writes)
 	}
 	// What was never live is nothing to roll back to.
-	if _, err := d.Rollback(t.Context(), w.svc["shop-x"], one.ID); leapcell.ErrorCode(err) != leapcell.CodeConflict {
+	if _, err := d.Rollback(t.Context(), w.svc["shop-x"], one.ID, "ada"); leapcell.ErrorCode(err) != leapcell.CodeConflict {
 		t.Errorf("rollback: %v", err)
 	}
 }

@@ -67,6 +67,8 @@ type Sources interface {
 	Save(ctx context.Context, r io.Reader) (sum string, err error)
 	CheckGit(src leapcell.Source) error
 	Fetch(ctx context.Context, src leapcell.Source, dst string, progress func(string)) (source.Tree, error)
+	// Renew makes an upload young, so that Sweep leaves it; CodeNotFound if it is gone.
+	Renew(sum string) error
 	Sweep(keep map[string]bool, age time.Duration) error
 }
 
@@ -106,9 +108,8 @@ type Config struct {
 	Upstream        Upstream
 	Edges           Edges
 	Fronts          Fronts // nil: no front end is taken out of builds
-	// ForgetImages removes the repositories below a folder, when a service is deleted.
-	ForgetImages func(folder string) error
-	Log          *slog.Logger
+	Storage         Storage
+	Log             *slog.Logger
 
 	Plan leapcell.Plan // of all workspaces; default hobby
 	Keep int           // superseded deployments that stay registered; default what the plan keeps
@@ -126,6 +127,16 @@ type Config struct {
 	Handover time.Duration
 	// Pause is the first wait before something is tried again; default 250 ms.
 	Pause time.Duration
+
+	// CollectEvery is how often images are collected when nothing is deployed; default an hour.
+	CollectEvery time.Duration
+	// CollectPause is before each collection, so that many deployments cause few; default a minute.
+	CollectPause time.Duration
+	// CollectAge is how long what is not needed stays at least: longer than a push takes.
+	// Default an hour.
+	CollectAge time.Duration
+	// MirrorAge is how long images of other registries stay that no build asks for; default a week.
+	MirrorAge time.Duration
 }
 
 func (c Config) withDefaults() Config {
@@ -136,11 +147,12 @@ func (c Config) withDefaults() Config {
 	orDefault(&c.StartGrace, 30*time.Second)
 	orDefault(&c.Handover, 2*time.Second)
 	orDefault(&c.Pause, 250*time.Millisecond)
+	orDefault(&c.CollectEvery, time.Hour)
+	orDefault(&c.CollectPause, time.Minute)
+	orDefault(&c.CollectAge, time.Hour)
+	orDefault(&c.MirrorAge, 7*day)
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
-	}
-	if c.ForgetImages == nil {
-		c.ForgetImages = func(string) error { return nil }
 	}
 	return c
 }
@@ -154,13 +166,14 @@ func orDefault[T comparable](v *T, to T) {
 
 // Deployer drives deployments. It is safe for concurrent use.
 type Deployer struct {
-	cfg    Config
-	ctx    context.Context // of all work that outlives the call that asked for it
-	cancel context.CancelCauseFunc
-	logs   *logs
-	slots  *slots
-	http   *http.Client // asks gates
-	done   sync.WaitGroup
+	cfg       Config
+	collector collector
+	ctx       context.Context // of all work that outlives the call that asked for it
+	cancel    context.CancelCauseFunc
+	logs      *logs
+	slots     *slots
+	http      *http.Client // asks gates
+	done      sync.WaitGroup
 
 	admitting   sync.Mutex // held while deployments are counted and another is added
 	clearing    sync.Mutex // held while nodes remove build caches
@@ -202,8 +215,8 @@ func New(cfg Config) (*Deployer, error) {
 	d := &Deployer{
 		cfg: cfg, logs: l, slots: newSlots(cfg.Plan.Builds),
 		workers: map[string]*worker{}, changed: map[string]chan struct{}{}, services: map[string]*serviceState{},
-		purging: map[string]bool{},
-		http:    &http.Client{Transport: &http.Transport{DisableKeepAlives: true}},
+		purging: map[string]bool{}, collector: collector{wake: make(chan struct{}, 1)},
+		http: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}},
 	}
 	d.ctx, d.cancel = context.WithCancelCause(context.Background())
 	return d, nil
@@ -243,12 +256,46 @@ func (d *Deployer) Submit(ctx context.Context, svc leapcell.Service, src leapcel
 		}
 		src.Upload = sum
 	}
-	dep, err := d.create(ctx, svc, src, origin)
+	return d.begin(ctx, svc, src, svc.Settings, origin)
+}
+
+// begin stores a deployment and starts to work on it.
+func (d *Deployer) begin(ctx context.Context, svc leapcell.Service, src leapcell.Source, settings leapcell.Settings, origin leapcell.Origin) (leapcell.Deployment, error) {
+	dep, err := d.create(ctx, svc, src, settings, origin)
 	if err != nil {
 		return leapcell.Deployment{}, err
 	}
 	d.start(dep)
+	if !dep.Automatic() { // who takes in pushes does it when he has noted the event
+		d.quiet(dep.ID, d.Overtake(context.WithoutCancel(ctx), dep))
+	}
 	return dep, nil
+}
+
+// Redeploy deploys again what dep was made of: src is its source, with the credentials of today.
+func (d *Deployer) Redeploy(ctx context.Context, svc leapcell.Service, dep leapcell.Deployment, src leapcell.Source, by string) (leapcell.Deployment, error) {
+	if d.isDeleting(svc.ID) {
+		return leapcell.Deployment{}, errDeleting(svc)
+	}
+	if dep.Preview != "" {
+		return leapcell.Deployment{}, leapcell.Errorf(leapcell.CodeConflict, "the deployment %s is a preview: push to %s to deploy it again", dep.ID, dep.Source.Branch)
+	}
+	var err error
+	switch {
+	case src.Image != "":
+		err = d.cfg.Upstream.Check(src.Image)
+	case src.Upload != "":
+		err = d.cfg.Sources.Renew(src.Upload)
+		if leapcell.ErrorCode(err) == leapcell.CodeNotFound {
+			err = leapcell.Errorf(leapcell.CodeConflict, "the upload of %s is no longer kept: deploy the folder itself", dep.ID)
+		}
+	default:
+		err = d.cfg.Sources.CheckGit(src)
+	}
+	if err != nil {
+		return leapcell.Deployment{}, err
+	}
+	return d.begin(ctx, svc, src, dep.Settings, leapcell.Origin{Trigger: leapcell.Redeploy, StartedBy: by, Of: dep.ID})
 }
 
 func errDeleting(svc leapcell.Service) error {
@@ -334,7 +381,15 @@ func (d *Deployer) Resume(ctx context.Context) error {
 
 // update changes a stored deployment and tells those who wait.
 func (d *Deployer) update(ctx context.Context, id string, change func(*leapcell.Deployment) error) (leapcell.Deployment, error) {
-	dep, err := d.cfg.Store.UpdateDeployment(ctx, id, change)
+	dep, err := d.cfg.Store.UpdateDeployment(ctx, id, func(dep *leapcell.Deployment) error {
+		if err := change(dep); err != nil {
+			return err
+		}
+		if dep.State.Done() && dep.EndedAt.IsZero() {
+			dep.EndedAt = time.Now()
+		}
+		return nil
+	})
 	if err == nil {
 		d.notify(id)
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/leapcell/leapcell"
 	"github.com/leapcell/leapcell/api/build"
 	"github.com/leapcell/leapcell/api/nomad"
+	"github.com/leapcell/leapcell/api/registry"
 	"github.com/leapcell/leapcell/api/source"
 )
 
@@ -43,8 +44,9 @@ type world struct {
 	index   uint64
 	changed chan struct{}
 	forgot  []string
-	stopped []string // allocations by StopAlloc
-	builds  int      // registered
+	swept   map[string]bool // uploads
+	stopped []string        // allocations by StopAlloc
+	builds  int             // registered
 	fetched []*api.Job
 
 	// What tests change.
@@ -75,7 +77,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{
 		t: t, dir: t.TempDir(), svc: map[string]leapcell.Service{}, deps: map[string]leapcell.Deployment{},
 		env: map[string]int{}, applied: map[string]int{}, jobs: map[string]*fakeJob{}, vars: map[string]string{}, values: map[string][]byte{},
-		images: map[string]string{}, index: 10, changed: make(chan struct{}), logs: map[string]string{}, asked: make(chan struct{}, 100),
+		images: map[string]string{}, swept: map[string]bool{}, index: 10, changed: make(chan struct{}), logs: map[string]string{}, asked: make(chan struct{}, 100),
 		nodes: 2, reads: api.AllocClientStatusComplete,
 		build: goodBuild, start: func(*world, *api.AllocationListStub) {},
 		tree: source.Tree{Names: map[string]bool{"go.mod": true}, Files: 1},
@@ -632,7 +634,25 @@ func (v *view) Save(ctx context.Context, r io.Reader) (string, error) {
 
 func (v *view) CheckGit(leapcell.Source) error { return nil }
 
-func (v *view) Sweep(map[string]bool, time.Duration) error { return nil }
+func (v *view) Renew(sum string) error {
+	v.world.mu.Lock()
+	defer v.world.mu.Unlock()
+	if v.swept[sum] {
+		return notFound(sum)
+	}
+	return nil
+}
+
+func (v *view) Sweep(keep map[string]bool, _ time.Duration) error {
+	v.world.mu.Lock()
+	defer v.world.mu.Unlock()
+	for _, dep := range v.deps {
+		if dep.Source.Upload != "" && !keep[dep.Source.Upload] {
+			v.swept[dep.Source.Upload] = true
+		}
+	}
+	return nil
+}
 
 func (v *view) Fetch(ctx context.Context, _ leapcell.Source, _ string, progress func(string)) (out source.Tree, err error) {
 	err = v.do(ctx, "Fetch", func() error { out = v.tree; return v.fetch })
@@ -682,12 +702,7 @@ func (w *world) deployer(v *view, change func(*Config)) *Deployer {
 	w.t.Helper()
 	cfg := Config{
 		Dir: w.dir, Namespace: "leapcell", RegistryAddress: "registry", Store: v, Env: v, Nomad: v, Sources: v, Builder: v, Images: v, Edges: noEdges{},
-		ForgetImages: func(folder string) error {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			w.forgot = append(w.forgot, folder)
-			return nil
-		},
+		Storage: noStorage{w}, Upstream: &fakeUpstream{},
 		Handover: time.Millisecond, Pause: time.Millisecond, StartGrace: 5 * time.Second, Patience: 10 * time.Second,
 	}
 	if change != nil {
@@ -744,3 +759,20 @@ func readLog(t *testing.T, d *Deployer, id string) string {
 type noEdges struct{}
 
 func (noEdges) AwaitRoutes(context.Context, uint64) error { return nil }
+
+// noStorage has no images; it notes whose are forgotten.
+type noStorage struct{ w *world }
+
+func (s noStorage) Forget(folder string) error {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	s.w.forgot = append(s.w.forgot, folder)
+	return nil
+}
+
+func (noStorage) Repositories() ([]string, error)               { return nil, nil }
+func (noStorage) Tags(string) ([]string, error)                 { return nil, nil }
+func (noStorage) Untag(string, string, time.Time) (bool, error) { return false, nil }
+func (noStorage) Collect(context.Context, registry.Collection) (registry.Freed, error) {
+	return registry.Freed{}, nil
+}

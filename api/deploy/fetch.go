@@ -33,7 +33,7 @@ func (d *Deployer) fetch(ctx context.Context, svc leapcell.Service, dep leapcell
 	if err != nil {
 		return err
 	}
-	from := build.Source{Runtime: runtime, Layer: layer, Repository: svc.ID + "/source", Tag: strconv.Itoa(dep.Number)}
+	from := build.Source{Runtime: runtime, Layer: layer, Repository: svc.ID + "/" + sourceRepository, Tag: strconv.Itoa(dep.Number)}
 	if _, err := d.cfg.Builder.SourceImage(ctx, from, say); err != nil {
 		return err
 	}

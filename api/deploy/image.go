@@ -28,7 +28,7 @@ type Upstream interface {
 func (d *Deployer) useImage(ctx context.Context, svc leapcell.Service, dep leapcell.Deployment, w *worker) error {
 	say := func(line string) { w.log.say("%s", line) }
 	image, err := patient(ctx, d, w, func(ctx context.Context) (string, error) {
-		return d.cfg.Upstream.Copy(ctx, dep.Source.Image, svc.ID+"/app", strconv.Itoa(dep.Number), say)
+		return d.cfg.Upstream.Copy(ctx, dep.Source.Image, svc.ID+"/"+appRepository, strconv.Itoa(dep.Number), say)
 	})
 	if err != nil {
 		return err
@@ -52,7 +52,7 @@ func (d *Deployer) adopt(ctx context.Context, svc leapcell.Service, number int, 
 		bytes  int64
 	}
 	got, err := patient(ctx, d, w, func(ctx context.Context) (r result, err error) {
-		r.config, r.bytes, err = d.cfg.Upstream.Config(ctx, svc.ID+"/app", strconv.Itoa(number))
+		r.config, r.bytes, err = d.cfg.Upstream.Config(ctx, svc.ID+"/"+appRepository, strconv.Itoa(number))
 		return r, err
 	})
 	if err != nil {

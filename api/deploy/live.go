@@ -179,8 +179,9 @@ func (d *Deployer) quiet(what string, err error) {
 	}
 }
 
-// Rollback makes a former deployment live again; "" means the one before the live one.
-func (d *Deployer) Rollback(ctx context.Context, svc leapcell.Service, id string) (leapcell.Deployment, error) {
+// Rollback makes a former deployment live again; "" means the one before the live one. by is who
+// wants it.
+func (d *Deployer) Rollback(ctx context.Context, svc leapcell.Service, id, by string) (leapcell.Deployment, error) {
 	if d.isDeleting(svc.ID) {
 		return leapcell.Deployment{}, errDeleting(svc)
 	}
@@ -192,7 +193,11 @@ func (d *Deployer) Rollback(ctx context.Context, svc leapcell.Service, id string
 		if dep.State != leapcell.Superseded {
 			return leapcell.Errorf(leapcell.CodeConflict, "the deployment %s is %s: only a superseded one can be rolled back to", dep.ID, dep.State)
 		}
+		if !dep.HasImage() {
+			return d.imageGone(*dep)
+		}
 		dep.State, dep.Error = leapcell.Starting, nil
+		dep.RestoredBy, dep.RestoredFrom = by, svc.Live
 		return nil
 	})
 	if err != nil {
@@ -213,6 +218,11 @@ func (d *Deployer) awaitLeave(id string) {
 	}
 }
 
+func (d *Deployer) imageGone(dep leapcell.Deployment) error {
+	return leapcell.Errorf(leapcell.CodeConflict, "the image of %s is no longer kept: the plan %s keeps those of the last %d former deployments; `leapcell redeploy %s %s` builds it again",
+		dep.ID, d.cfg.Plan.Name, d.cfg.Keep, dep.Service, dep.ID)
+}
+
 func (d *Deployer) rollbackTo(ctx context.Context, svc leapcell.Service, id string) (leapcell.Deployment, error) {
 	all, err := d.cfg.Store.Deployments(ctx, svc.ID, 0)
 	if err != nil {
@@ -223,7 +233,10 @@ func (d *Deployer) rollbackTo(ctx context.Context, svc leapcell.Service, id stri
 		if id != "" && dep.ID != id {
 			continue
 		}
-		good := dep.State == leapcell.Superseded && !dep.LiveAt.IsZero() && dep.Image != "" && dep.Preview == ""
+		good := dep.Kept() && dep.Preview == ""
+		if id != "" && dep.Preview == "" && dep.State == leapcell.Superseded && !dep.LiveAt.IsZero() && !dep.HasImage() {
+			return leapcell.Deployment{}, d.imageGone(dep)
+		}
 		if id != "" && dep.Preview != "" {
 			return leapcell.Deployment{}, leapcell.Errorf(leapcell.CodeConflict, "the deployment %s is a preview and cannot be rolled back to: only one that was live before can", id)
 		}
@@ -244,8 +257,7 @@ func (d *Deployer) rollbackTo(ctx context.Context, svc leapcell.Service, id stri
 }
 
 // tidy makes Nomad agree with the store after a restart: jobs of deployments that are
-// superseded run nothing, those of failed and cancelled ones are gone. It also removes
-// uploads that no deployment needs.
+// superseded run nothing, those of failed and cancelled ones are gone.
 func (d *Deployer) tidy() {
 	registered, err := d.registered()
 	if err != nil {
@@ -273,7 +285,6 @@ func (d *Deployer) tidy() {
 			d.quiet(dep.ID, d.scaleDown(d.ctx, dep.ID))
 		}
 	}
-	d.sweep()
 	services, err := d.cfg.Store.Services(d.ctx)
 	d.quiet("static files", err)
 	for _, svc := range services {
@@ -300,16 +311,3 @@ func (d *Deployer) busy(id string) bool {
 
 // uploadAge is how long an upload stays at least: it is there before its deployment.
 const uploadAge = time.Hour
-
-func (d *Deployer) sweep() {
-	unfinished, err := d.cfg.Store.Unfinished(d.ctx)
-	if err != nil {
-		d.quiet("uploads", err)
-		return
-	}
-	keep := map[string]bool{}
-	for _, dep := range unfinished {
-		keep[dep.Source.Upload] = true
-	}
-	d.quiet("uploads", d.cfg.Sources.Sweep(keep, uploadAge))
-}

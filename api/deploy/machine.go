@@ -40,7 +40,7 @@ func (d *Deployer) start(dep leapcell.Deployment) {
 		defer cancel(nil)
 		d.run(ctx, w)
 		d.leave(w)
-		d.sweep() // its upload may not be needed any more
+		d.wantCollection()
 	})
 }
 

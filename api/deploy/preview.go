@@ -124,19 +124,21 @@ func (d *Deployer) EndPreview(ctx context.Context, svc leapcell.Service, label s
 		}
 	}
 	d.done.Go(func() { d.collectFronts(svc) })
+	d.wantCollection()
 	return nil
 }
 
-// Overtake ends the deployments that came by pushes to dep's branch before it and have not
-// begun: of many pushes in a row the newest is built. One that is being built goes on, so that
-// a branch which is pushed to all the time gets somewhere.
+// Overtake ends the deployments that were asked for before dep and have not begun: of many in a
+// row the newest is built. One that is being built goes on, so that a branch which is pushed to
+// all the time gets somewhere. A push ends only what came by pushes to its branch: who asked for
+// a deployment by name gets it.
 func (d *Deployer) Overtake(ctx context.Context, dep leapcell.Deployment) error {
 	all, err := d.cfg.Store.Deployments(ctx, dep.ServiceID, 0)
 	if err != nil {
 		return err
 	}
 	for _, other := range all {
-		if other.Number >= dep.Number || other.State != leapcell.Queued || other.Preview != dep.Preview || !other.Automatic() {
+		if other.Number >= dep.Number || other.State != leapcell.Queued || other.Preview != dep.Preview || dep.Automatic() && !other.Automatic() {
 			continue
 		}
 		_, err := d.update(ctx, other.ID, func(other *leapcell.Deployment) error {

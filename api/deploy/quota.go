@@ -40,13 +40,13 @@ func (d *Deployer) admit(ctx context.Context, svc leapcell.Service, origin leapc
 }
 
 // create adds a deployment, unless it is one too many.
-func (d *Deployer) create(ctx context.Context, svc leapcell.Service, src leapcell.Source, origin leapcell.Origin) (leapcell.Deployment, error) {
+func (d *Deployer) create(ctx context.Context, svc leapcell.Service, src leapcell.Source, settings leapcell.Settings, origin leapcell.Origin) (leapcell.Deployment, error) {
 	d.admitting.Lock()
 	defer d.admitting.Unlock()
 	if err := d.admit(ctx, svc, origin); err != nil {
 		return leapcell.Deployment{}, err
 	}
-	return d.cfg.Store.CreateDeployment(ctx, svc.ID, src, svc.Settings, origin)
+	return d.cfg.Store.CreateDeployment(ctx, svc.ID, src, settings, origin)
 }
 
 // Place is that of a deployment in the queue for builds, 1 for the next; 0 says that it does not

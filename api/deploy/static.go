@@ -138,20 +138,13 @@ func (d *Deployer) neededFronts(ctx context.Context, svc leapcell.Service) (keep
 	if err != nil {
 		return nil, false, err
 	}
-	former := 0
+	needed := d.needed(all)
 	for _, dep := range all {
-		if dep.Kept() && dep.Preview == "" {
-			former++
-		}
 		if dep.Static == nil {
 			continue
 		}
 		any = true
-		needed := dep.State == leapcell.Live || !dep.State.Done() || dep.Kept() && former <= d.cfg.Keep
-		if dep.Kept() && dep.Preview != "" {
-			needed = dep.PreviewEnded.IsZero()
-		}
-		if needed {
+		if needed[dep.ID] {
 			keep = append(keep, dep.Static.Manifest)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/api/deploy"
 	"github.com/leapcell/leapcell/api/wake"
 )
 
@@ -29,10 +30,16 @@ type Usage interface {
 	Counted() map[string]leapcell.Counters
 }
 
+// Images are those of the registry, and what was collected of them since this process was started.
+type Images interface {
+	Collections() deploy.Collections
+}
+
 // Config is what [New] needs.
 type Config struct {
 	Scaler   Scaler
 	Usage    Usage
+	Images   Images
 	Services int // with a label of their own; the first that are heard of
 }
 
@@ -84,6 +91,11 @@ var (
 	failuresDesc  = desc("scaler_failures_total", "Changes that Nomad or the store did not take.")
 	instancesDesc = desc("instances", "Instances of deployments that visitors may reach; only at the leader.", "service", "state")
 
+	collectionsDesc = desc("image_collections_total", "Times that images which no deployment needs were collected.", "result")
+	collectedDesc   = desc("images_collected_total", "What was removed of images.", "what")
+	freedDesc       = desc("images_freed_bytes_total", "Bytes that removing images freed.")
+	imagesDesc      = desc("images_bytes", "Bytes of all images after the last collection.")
+
 	usageDescs = []struct {
 		desc *prometheus.Desc
 		of   func(leapcell.Counters) float64
@@ -99,7 +111,7 @@ var (
 
 // Describe is of the collector.
 func (m *Metrics) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{leadingDesc, edgesDesc, changesDesc, failuresDesc, instancesDesc} {
+	for _, d := range []*prometheus.Desc{leadingDesc, edgesDesc, changesDesc, failuresDesc, instancesDesc, collectionsDesc, collectedDesc, freedDesc, imagesDesc} {
 		out <- d
 	}
 	for _, u := range usageDescs {
@@ -126,6 +138,16 @@ func (m *Metrics) Collect(out chan<- prometheus.Metric) {
 	counter(changesDesc, float64(f.In), "in")
 	counter(changesDesc, float64(f.Dormant), "dormant")
 	counter(failuresDesc, float64(f.Failed))
+
+	images := m.cfg.Images.Collections()
+	counter(collectionsDesc, float64(images.Done), "done")
+	counter(collectionsDesc, float64(images.Failed), "failed")
+	counter(collectedDesc, float64(images.Images), "image")
+	counter(collectedDesc, float64(images.Freed.Manifests), "manifest")
+	counter(collectedDesc, float64(images.Freed.Blobs), "blob")
+	counter(collectedDesc, float64(images.Freed.Uploads), "upload")
+	counter(freedDesc, float64(images.Freed.Bytes))
+	gauge(imagesDesc, float64(images.Freed.Kept))
 
 	sizes := map[string]wake.Size{}
 	for id, size := range f.Instances {

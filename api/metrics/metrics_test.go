@@ -11,6 +11,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
 	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/api/deploy"
+	"github.com/leapcell/leapcell/api/registry"
 	"github.com/leapcell/leapcell/api/wake"
 )
 
@@ -19,7 +21,10 @@ type fixed struct {
 	usage   map[string]leapcell.Counters
 }
 
-func (f *fixed) Figures() wake.Figures                 { return f.figures }
+func (f *fixed) Figures() wake.Figures { return f.figures }
+func (f *fixed) Collections() deploy.Collections {
+	return deploy.Collections{Done: 10, Failed: 11, Images: 12, Freed: registry.Freed{Manifests: 13, Blobs: 14, Uploads: 15, Bytes: 16, Kept: 17}}
+}
 func (f *fixed) Counted() map[string]leapcell.Counters { return f.usage }
 
 func scrape(t *testing.T, m *Metrics) string {
@@ -36,7 +41,7 @@ func TestMetrics(t *testing.T) {
 	f := &fixed{figures: wake.Figures{Leading: true, Edges: 2, Out: 3, In: 4, Dormant: 5, Failed: 6,
 		Instances: map[string]wake.Size{"app": {Wanted: 2, Ready: 1}}},
 		usage: map[string]leapcell.Counters{"app": {Requests: 7, ComputeMS: 1500, RunningMS: 2500, BuildMS: 500, EgressBytes: 8, ColdStarts: 9}}}
-	m := New(Config{Scaler: f, Usage: f, Services: 10})
+	m := New(Config{Scaler: f, Usage: f, Images: f, Services: 10})
 	m.Called("/v1/services", 200, time.Millisecond)
 	m.Called("", 404, time.Millisecond)
 	got := scrape(t, m)
@@ -48,6 +53,10 @@ func TestMetrics(t *testing.T) {
 		`leapcelld_usage_requests_total{service="app"} 7`, `leapcelld_usage_compute_seconds_total{service="app"} 1.5`,
 		`leapcelld_usage_running_seconds_total{service="app"} 2.5`, `leapcelld_usage_build_seconds_total{service="app"} 0.5`,
 		`leapcelld_usage_egress_bytes_total{service="app"} 8`, `leapcelld_usage_cold_starts_total{service="app"} 9`,
+		`leapcelld_image_collections_total{result="done"} 10`, `leapcelld_image_collections_total{result="failed"} 11`,
+		`leapcelld_images_collected_total{what="image"} 12`, `leapcelld_images_collected_total{what="manifest"} 13`,
+		`leapcelld_images_collected_total{what="blob"} 14`, `leapcelld_images_collected_total{what="upload"} 15`,
+		`leapcelld_images_freed_bytes_total 16`, `leapcelld_images_bytes 17`,
 		`leapcelld_api_requests_total{code="2xx",route="/v1/services"} 1`, `leapcelld_api_requests_total{code="4xx",route="none"} 1`,
 		`leapcelld_api_request_duration_seconds_count{route="none"} 1`,
 	} {
@@ -68,7 +77,7 @@ func TestMetrics(t *testing.T) {
 
 func TestServicesAboveTheLimitShareALabel(t *testing.T) {
 	f := &fixed{usage: map[string]leapcell.Counters{"a": {Requests: 1}}}
-	m := New(Config{Scaler: f, Usage: f, Services: 1})
+	m := New(Config{Scaler: f, Usage: f, Images: f, Services: 1})
 	scrape(t, m) // a has the label
 	f.usage = map[string]leapcell.Counters{"a": {Requests: 1}, "b": {Requests: 2}, "c": {Requests: 3}}
 	f.figures = wake.Figures{Leading: true, Instances: map[string]wake.Size{"b": {Wanted: 1}, "c": {Wanted: 1, Ready: 1}}}
@@ -91,7 +100,7 @@ var metricName = regexp.MustCompile(`leapcelld_[a-z_]+`)
 // What the manual and the dashboard ask for must exist.
 func TestDocumentedMetricsExist(t *testing.T) {
 	f := &fixed{figures: wake.Figures{Leading: true, Instances: map[string]wake.Size{"a": {}}}, usage: map[string]leapcell.Counters{"a": {}}}
-	m := New(Config{Scaler: f, Usage: f, Services: 1})
+	m := New(Config{Scaler: f, Usage: f, Images: f, Services: 1})
 	m.Called("/", 200, 0)
 	have := map[string]bool{}
 	for _, name := range metricName.FindAllString(scrape(t, m), -1) {

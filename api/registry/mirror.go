@@ -44,6 +44,7 @@ func (r *Registry) serveMirror(w http.ResponseWriter, req *http.Request) bool {
 	}
 	ref := host + "/" + path + ":" + identifier
 	if strings.HasPrefix(identifier, "sha256:") {
+		r.renewMirrored(repository, identifier) // before looking: what is there then stays
 		if r.has(repository, identifier) {
 			return false
 		}
@@ -63,6 +64,9 @@ func (r *Registry) serveMirror(w http.ResponseWriter, req *http.Request) bool {
 	return true
 }
 
+// mirrorTag is that of an image below [MirrorPath]; its age is when it was last asked for.
+func mirrorTag(digest string) string { return strings.Replace(digest, ":", "-", 1) }
+
 func (r *Registry) has(repository, digest string) bool {
 	_, hex, _ := strings.Cut(digest, ":")
 	ok, err := filepath.Glob(filepath.Join(r.cfg.Dir, "docker/registry/v2/repositories", filepath.FromSlash(repository), "_manifests/revisions/sha256", hex, "link"))
@@ -76,10 +80,11 @@ func (r *Registry) bring(ctx context.Context, w http.ResponseWriter, req *http.R
 	if err != nil {
 		return err
 	}
+	r.renewMirrored(repository, desc.Digest.String())
 	if !desc.MediaType.IsIndex() && !r.has(repository, desc.Digest.String()) {
 		// Others may wait for the same one: it is not given up with this request.
 		_, err, _ := r.mirror.flights.Do(repository+"@"+desc.Digest.String(), func() (any, error) {
-			return r.mirror.upstream.Copy(context.WithoutCancel(ctx), ref, repository, "sha256-"+desc.Digest.Hex, func(string) {})
+			return r.mirror.upstream.Copy(context.WithoutCancel(ctx), ref, repository, mirrorTag(desc.Digest.String()), func(string) {})
 		})
 		if err != nil {
 			return err

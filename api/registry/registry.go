@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"sync"
 
 	"github.com/distribution/distribution/v3/configuration"
 	"github.com/distribution/distribution/v3/registry/handlers"
@@ -34,6 +35,9 @@ type Registry struct {
 	cfg    Config
 	app    http.Handler
 	mirror *mirror // nil without one
+	// sweeping is held while something is removed, and shared by who stores a manifest or renews
+	// the age of blobs: neither takes longer than the disk does.
+	sweeping sync.RWMutex
 }
 
 // New makes a registry on cfg.Dir, which it makes when it is missing. ctx ends its
@@ -89,14 +93,14 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	if !takesIn(req) {
-		r.app.ServeHTTP(w, req)
+		r.serveAged(w, req)
 		return
 	}
 	if text := r.noRoom(); text != "" {
 		r.refuseFull(w, req, text)
 		return
 	}
-	r.app.ServeHTTP(&errorWriter{ResponseWriter: w, registry: r, req: req}, req)
+	r.serveAged(&errorWriter{ResponseWriter: w, registry: r, req: req}, req)
 }
 
 func (r *Registry) allowed(req *http.Request) bool {

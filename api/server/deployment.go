@@ -8,6 +8,7 @@ import (
 	"mime"
 	"net/http"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,7 +20,8 @@ import (
 // DeploymentStore reads deployments; the deployer writes them.
 type DeploymentStore interface {
 	Deployment(ctx context.Context, id string) (leapcell.Deployment, error)
-	Deployments(ctx context.Context, serviceID string, limit int) ([]leapcell.Deployment, error)
+	// ListDeployments gives those of a service that q means, newest first.
+	ListDeployments(ctx context.Context, serviceID string, q leapcell.DeploymentQuery) ([]leapcell.Deployment, error)
 }
 
 const (
@@ -172,16 +174,40 @@ func (s *Server) listDeployments(c *gin.Context) error {
 	if err != nil {
 		return err
 	}
-	limit, err := intQuery(c, "limit", 50, 1, 1000)
+	q := leapcell.DeploymentQuery{Branch: c.Query("branch")}
+	if q.Limit, err = intQuery(c, "limit", 50, 1, 1000); err != nil {
+		return err
+	}
+	if q.Before, err = intQuery(c, "before", 0, 0, math.MaxInt32); err != nil {
+		return err
+	}
+	if q.States, err = states(c.Query("state")); err != nil {
+		return err
+	}
+	all, err := s.cfg.Store.ListDeployments(c.Request.Context(), svc.ID, q)
 	if err != nil {
 		return err
 	}
-	all, err := s.cfg.Store.Deployments(c.Request.Context(), svc.ID, limit)
-	if err != nil {
-		return err
+	for i := range all {
+		all[i].Place = s.cfg.Deployer.Place(c.Request.Context(), all[i])
 	}
 	c.JSON(http.StatusOK, all)
 	return nil
+}
+
+// states reads a list such as "live,failed".
+func states(text string) (out []leapcell.State, err error) {
+	if text == "" {
+		return nil, nil
+	}
+	for name := range strings.SplitSeq(text, ",") {
+		state := leapcell.State(name)
+		if !slices.Contains(leapcell.States(), state) {
+			return nil, leapcell.Errorf(leapcell.CodeInvalid, "there is no state %q: there are %s", name, leapcell.States())
+		}
+		out = append(out, state)
+	}
+	return out, nil
 }
 
 func (s *Server) getDeployment(c *gin.Context) error {
@@ -249,12 +275,64 @@ func (s *Server) rollback(c *gin.Context) error {
 	if err != nil {
 		return err
 	}
-	d, err := s.cfg.Deployer.Rollback(c.Request.Context(), svc, in.Deployment)
+	d, err := s.cfg.Deployer.Rollback(c.Request.Context(), svc, in.Deployment, c.GetString(keyToken))
 	if err != nil {
 		return err
 	}
 	c.JSON(http.StatusAccepted, d)
 	return nil
+}
+
+func (s *Server) redeploy(c *gin.Context) error {
+	var in struct {
+		Deployment string `json:"deployment"`
+	}
+	if err := readJSON(c, &in, true); err != nil {
+		return err
+	}
+	svc, err := s.service(c)
+	if err != nil {
+		return err
+	}
+	ctx := c.Request.Context()
+	dep, err := s.repeatable(ctx, svc, in.Deployment)
+	if err != nil {
+		return err
+	}
+	src := dep.Source
+	if src.GitURL != "" {
+		src.Connection = ""
+		if src, err = s.connected(ctx, svc, src); err != nil {
+			return err
+		}
+	}
+	d, err := s.cfg.Deployer.Redeploy(ctx, svc, dep, src, c.GetString(keyToken))
+	if err != nil {
+		return err
+	}
+	c.JSON(http.StatusAccepted, d)
+	return nil
+}
+
+// repeatable is the deployment of that ID; "" is the newest that is no preview.
+func (s *Server) repeatable(ctx context.Context, svc leapcell.Service, id string) (leapcell.Deployment, error) {
+	if id != "" {
+		dep, err := s.cfg.Store.Deployment(ctx, id)
+		if err == nil && dep.ServiceID != svc.ID {
+			err = leapcell.Errorf(leapcell.CodeNotFound, "the service %s has no deployment %q", svc.Name, id)
+		}
+		return dep, err
+	}
+	all, err := s.cfg.Store.ListDeployments(ctx, svc.ID, leapcell.DeploymentQuery{})
+	if err != nil {
+		return leapcell.Deployment{}, err
+	}
+	for _, dep := range all {
+		if dep.Preview == "" {
+			return dep, nil
+		}
+	}
+	return leapcell.Deployment{}, leapcell.Errorf(leapcell.CodeConflict, "the service %s has no deployment yet: there is nothing to repeat", svc.Name)
 }
 
 // traffic is the body of an answer about it.

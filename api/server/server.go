@@ -78,8 +78,11 @@ type Deployer interface {
 	// Submit starts a deployment. archive is the uploaded tar.gz, nil when src names a git
 	// repository; it is read before Submit returns.
 	Submit(ctx context.Context, svc leapcell.Service, src leapcell.Source, origin leapcell.Origin, archive io.Reader) (leapcell.Deployment, error)
-	// Rollback makes a former deployment live again; "" means the last superseded one.
-	Rollback(ctx context.Context, svc leapcell.Service, deploymentID string) (leapcell.Deployment, error)
+	// Rollback makes a former deployment live again, because by wants it; "" means the last
+	// superseded one.
+	Rollback(ctx context.Context, svc leapcell.Service, deploymentID, by string) (leapcell.Deployment, error)
+	// Redeploy deploys again what dep was made of; src is its source.
+	Redeploy(ctx context.Context, svc leapcell.Service, dep leapcell.Deployment, src leapcell.Source, by string) (leapcell.Deployment, error)
 	// Split sends percent of the requests to a former deployment; 0 ends it.
 	Split(ctx context.Context, svc leapcell.Service, deploymentID string, percent int) (*leapcell.Split, error)
 	// Traffic is the split in effect, nil for none.

@@ -87,8 +87,12 @@ func (p *platform) Traffic(context.Context, leapcell.Service) (*leapcell.Split, 
 	return &leapcell.Split{Deployment: "python-1", Percent: 5}, nil
 }
 
-func (p *platform) Rollback(_ context.Context, svc leapcell.Service, id string) (leapcell.Deployment, error) {
-	p.called("rollback %s %q", svc.Name, id)
+func (p *platform) Redeploy(ctx context.Context, svc leapcell.Service, dep leapcell.Deployment, src leapcell.Source, by string) (leapcell.Deployment, error) {
+	return p.store.CreateDeployment(ctx, svc.ID, src, dep.Settings, leapcell.Origin{Trigger: leapcell.Redeploy, StartedBy: by, Of: dep.ID})
+}
+
+func (p *platform) Rollback(_ context.Context, svc leapcell.Service, id, by string) (leapcell.Deployment, error) {
+	p.called("rollback %s %q by %s", svc.Name, id, by)
 	return leapcell.Deployment{ID: svc.Name + "-1"}, nil
 }
 
@@ -410,10 +414,26 @@ func TestDeployFromGit(t *testing.T) {
 	if got, err = p.client.Cancel(t.Context(), "python-1"); err != nil || got.State != leapcell.Cancelled {
 		t.Errorf("cancelled: %+v, %v", got, err)
 	}
-	all, err := p.client.Deployments(t.Context(), "python", 10)
+	all, err := p.client.Deployments(t.Context(), "python", leapcell.DeploymentQuery{Limit: 10})
 	if err != nil || len(all) != 1 {
 		t.Errorf("%v, %v", all, err)
 	}
+	if all, err := p.client.Deployments(t.Context(), "python", leapcell.DeploymentQuery{States: []leapcell.State{leapcell.Live}, Branch: "main", Before: 9}); err != nil || len(all) != 0 {
+		t.Errorf("live ones: %v, %v", all, err)
+	}
+	_, err = p.client.Deployments(t.Context(), "python", leapcell.DeploymentQuery{States: []leapcell.State{"dead"}})
+	wantCode(t, err, leapcell.CodeInvalid, "dead", "cancelled")
+	for _, id := range []string{"", "python-1"} {
+		again, err := p.client.Redeploy(t.Context(), "python", id)
+		if err != nil || again.Of == "" || again.Source != d.Source || again.Trigger != leapcell.Redeploy || again.StartedBy != "admin" {
+			t.Errorf("redeploy of %q: %+v, %v", id, again, err)
+		}
+	}
+	p.newService("empty")
+	_, err = p.client.Redeploy(t.Context(), "empty", "python-1")
+	wantCode(t, err, leapcell.CodeNotFound, "python-1")
+	_, err = p.client.Redeploy(t.Context(), "empty", "")
+	wantCode(t, err, leapcell.CodeConflict, "no deployment yet")
 	if split, err := p.client.Traffic(t.Context(), "python"); err != nil || split == nil || split.Percent != 5 {
 		t.Errorf("traffic: %+v, %v", split, err)
 	}
@@ -424,7 +444,7 @@ func TestDeployFromGit(t *testing.T) {
 		t.Errorf("ended: %+v, %v", split, err)
 	}
 	p.calls = nil
-	if _, err := p.client.Rollback(t.Context(), "python", ""); err != nil || fmt.Sprint(p.calls) != `[rollback python ""]` {
+	if _, err := p.client.Rollback(t.Context(), "python", ""); err != nil || fmt.Sprint(p.calls) != `[rollback python "" by admin]` {
 		t.Errorf("rollback: %v, %v", err, p.calls)
 	}
 	if status, body, _ := p.do("POST", "/v1/services/python/rollback", p.admin, "", ""); status != 202 {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -54,6 +55,7 @@ type Store struct {
 	cfg      Config
 	web      *http.Client        // for what strangers name
 	gitSlots *semaphore.Weighted // unpacking a repository takes memory
+	sweeping sync.Mutex          // held while uploads are removed, or kept from that
 }
 
 // gitFetches are done at a time.
@@ -141,6 +143,21 @@ func checkGzip(f *os.File) error {
 	return nil
 }
 
+// Renew makes an upload young, so that [Store.Sweep] leaves it; CodeNotFound says that it is gone.
+func (s *Store) Renew(sum string) error {
+	s.sweeping.Lock()
+	defer s.sweeping.Unlock()
+	now := time.Now()
+	err := os.Chtimes(s.uploadPath(sum), now, now)
+	if errors.Is(err, fs.ErrNotExist) {
+		return leapcell.Errorf(leapcell.CodeNotFound, "the uploaded source is no longer there: deploy again")
+	}
+	if err != nil {
+		return fmt.Errorf("source: renew: %w", err)
+	}
+	return nil
+}
+
 // Sweep removes uploads that are not in keep and older than age: young ones may belong to
 // a deployment that is not stored yet.
 func (s *Store) Sweep(keep map[string]bool, age time.Duration) error {
@@ -149,6 +166,8 @@ func (s *Store) Sweep(keep map[string]bool, age time.Duration) error {
 		return fmt.Errorf("source: sweep: %w", err)
 	}
 	var failed error
+	s.sweeping.Lock()
+	defer s.sweeping.Unlock()
 	for _, entry := range entries {
 		info, err := entry.Info()
 		if errors.Is(err, fs.ErrNotExist) {

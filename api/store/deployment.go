@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/leapcell/leapcell"
@@ -69,11 +70,31 @@ func deployment(ctx context.Context, q querier, id string) (leapcell.Deployment,
 
 // Deployments gives the newest deployments of a service, newest first; limit 0 means all.
 func (s *Store) Deployments(ctx context.Context, serviceID string, limit int) ([]leapcell.Deployment, error) {
-	if limit <= 0 {
-		limit = 1 << 30
+	return s.ListDeployments(ctx, serviceID, leapcell.DeploymentQuery{Limit: limit})
+}
+
+// ListDeployments gives those deployments of a service that q means, newest first.
+func (s *Store) ListDeployments(ctx context.Context, serviceID string, q leapcell.DeploymentQuery) ([]leapcell.Deployment, error) {
+	where, args := `service_id = ?`, []any{serviceID}
+	if len(q.States) > 0 {
+		where += ` AND state IN (?` + strings.Repeat(`, ?`, len(q.States)-1) + `)`
+		for _, state := range q.States {
+			args = append(args, string(state))
+		}
 	}
-	rows, err := s.db.QueryContext(ctx, `SELECT `+deploymentColumns+` FROM deployments WHERE service_id = ?
-		ORDER BY number DESC LIMIT ?`, serviceID, limit)
+	if q.Branch != "" {
+		where += ` AND json_extract(source, '$.branch') = ?`
+		args = append(args, q.Branch)
+	}
+	if q.Before > 0 {
+		where += ` AND number < ?`
+		args = append(args, q.Before)
+	}
+	if q.Limit <= 0 {
+		q.Limit = 1 << 30
+	}
+	rows, err := s.db.QueryContext(ctx, `SELECT `+deploymentColumns+` FROM deployments WHERE `+where+`
+		ORDER BY number DESC LIMIT ?`, append(args, q.Limit)...)
 	if err != nil {
 		return nil, friendly(err)
 	}

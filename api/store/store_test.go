@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -244,6 +245,31 @@ func testDeploymentsNewestFirst(t *testing.T, s *Store) {
 	some, err := s.Deployments(t.Context(), svc.ID, 2)
 	if err != nil || len(some) != 2 || some[1].Number != 11 {
 		t.Errorf("newest two are %+v, %v", some, err)
+	}
+	if _, err := s.UpdateDeployment(t.Context(), all[4].ID, func(d *leapcell.Deployment) error {
+		d.State, d.Source.Branch = leapcell.Failed, "o'hara"
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for want, q := range map[string]leapcell.DeploymentQuery{
+		"[8]":     {States: []leapcell.State{leapcell.Failed, leapcell.Live}},
+		"[8] ":    {Branch: "o'hara", Limit: 7},
+		"[]":      {Branch: "main"},
+		"[2 1]":   {States: []leapcell.State{leapcell.Queued}, Before: 3},
+		"[11 10]": {Before: 12, Limit: 2},
+	} {
+		got, err := s.ListDeployments(t.Context(), svc.ID, q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		numbers := []int{}
+		for _, d := range got {
+			numbers = append(numbers, d.Number)
+		}
+		if fmt.Sprint(numbers) != strings.TrimSpace(want) {
+			t.Errorf("%+v gives %v, want %s", q, numbers, want)
+		}
 	}
 	none, err := s.Deployments(t.Context(), "nobody", 0)
 	if err != nil || none == nil || len(none) != 0 {

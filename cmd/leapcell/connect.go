@@ -100,7 +100,7 @@ func (a *app) completeDeployment(cmd *cobra.Command, args []string, toComplete s
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), 2*time.Second)
 	defer cancel()
-	deployments, err := c.Deployments(ctx, args[0], 20)
+	deployments, err := c.Deployments(ctx, args[0], leapcell.DeploymentQuery{Limit: 20})
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveError
 	}

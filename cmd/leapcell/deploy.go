@@ -332,6 +332,9 @@ func (a *app) finished(ctx context.Context, c *client.Client, d leapcell.Deploym
 
 // deploymentError is why a deployment is not live: its problem, with exit code and last lines.
 func deploymentError(d leapcell.Deployment) error {
+	if d.State == leapcell.Superseded && d.LiveAt.IsZero() {
+		return leapcell.Errorf(leapcell.CodeConflict, "%s was overtaken by a newer deployment: see `leapcell deployments %s`", d.ID, d.Service)
+	}
 	if d.Error == nil {
 		return leapcell.Errorf(leapcell.CodeConflict, "%s is %s, not live", d.ID, d.State)
 	}

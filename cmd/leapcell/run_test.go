@@ -71,7 +71,7 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request) {
 		a.answer(w, leapcell.Deployment{ID: "shop-2", ServiceID: a.service.ID, State: leapcell.Queued})
 	case strings.HasSuffix(r.URL.Path, "/deployments"):
 		a.answer(w, []leapcell.Deployment{a.final})
-	case strings.HasSuffix(r.URL.Path, "/rollback"), strings.HasSuffix(r.URL.Path, "/wait"), strings.HasPrefix(r.URL.Path, "/v1/deployments/") && !strings.HasSuffix(r.URL.Path, "/log"):
+	case strings.HasSuffix(r.URL.Path, "/rollback"), strings.HasSuffix(r.URL.Path, "/redeploy"), strings.HasSuffix(r.URL.Path, "/wait"), strings.HasPrefix(r.URL.Path, "/v1/deployments/") && !strings.HasSuffix(r.URL.Path, "/log"):
 		a.answer(w, a.final)
 	case strings.HasSuffix(r.URL.Path, "/log"), strings.HasSuffix(r.URL.Path, "/logs"):
 		_, _ = io.WriteString(w, a.log)
@@ -355,5 +355,38 @@ func TestDeploymentsTableHasOneLineEach(t *testing.T) {
 	r := a.cli(t, "", "deployments", "shop")
 	if lines := strings.Split(strings.TrimSpace(r.out), "\n"); len(lines) != 2 || !strings.HasSuffix(lines[1], "two reasons …") {
 		t.Errorf("got\n%s", r.out)
+	}
+}
+
+func TestDeploymentsTableSays(t *testing.T) {
+	made := time.Now().Add(-time.Hour)
+	d := leapcell.Deployment{ID: "shop-2", State: leapcell.Superseded, Image: "x", CreatedAt: made,
+		Source:  leapcell.Source{GitURL: "https://git.example/shop", Branch: "main", Commit: "0123456789abcdef"},
+		Origin:  leapcell.Origin{Trigger: leapcell.Push, StartedBy: "ada"},
+		Outcome: leapcell.Outcome{Subject: "Sell more", Author: "Ada L.", ImageBytes: 5 << 20, EndedAt: made.Add(12 * time.Second), ImageGone: made},
+	}
+	a := newAPI(t)
+	d.ServiceID = a.service.ID
+	a.final = d
+	r := a.cli(t, "", "deployments", "shop", "--limit", "3", "--state", "live,superseded", "--branch", "main")
+	for _, want := range []string{"0123456 Sell more", "Ada L.", "12s", "5.0 MB, not kept", "push by ada", "git https://git.example/shop main", "1h ago"} {
+		if !strings.Contains(r.out, want) {
+			t.Errorf("%q is not in\n%s", want, r.out)
+		}
+	}
+	if !a.called("GET /v1/services/shop/deployments?branch=main&limit=3&state=live%2Csuperseded") {
+		t.Errorf("calls %q", a.calls)
+	}
+	d.Origin = leapcell.Origin{Trigger: leapcell.Redeploy, StartedBy: "ada", Of: "shop-1"}
+	d.RestoredBy, d.RestoredFrom = "bob", "shop-3"
+	if got := byText(d); got != "redeploy of shop-1 by ada; rollback of shop-3 by bob" {
+		t.Errorf("by %q", got)
+	}
+	if r := a.cli(t, "", "redeploy", "shop", "shop-2", "--detach"); r.code != 0 || !a.called("POST /v1/services/shop/redeploy") || !strings.Contains(r.out, "follow it") {
+		t.Errorf("%+v", r)
+	}
+	r = a.cli(t, "", "redeploy", "shop")
+	if r.code == 0 || !strings.Contains(r.err, "overtaken") {
+		t.Errorf("%+v", r)
 	}
 }

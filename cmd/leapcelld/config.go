@@ -52,6 +52,7 @@ type Config struct {
 	AllowFileURLs  bool
 	SourceNetworks outbound.Networks
 
+	CollectAge      time.Duration
 	MetricsServices int
 	LogLevel        slog.Level
 }
@@ -64,8 +65,8 @@ func defaults() Config {
 		VaultAddr: "http://127.0.0.1:8200", VaultTransit: "leapcell",
 		Domain: "leapcell.localhost", PublicURL: "http://leapcell.localhost:8080",
 		UploadLimit: 100 << 20, CallsPerMinute: 10_000,
-		MetricsServices: 100,
-		BaseSuite:       "trixie", BaseAge: 30 * 24 * time.Hour, Plan: leapcell.Plans()[0],
+		MetricsServices: 100, CollectAge: time.Hour,
+		BaseSuite: "trixie", BaseAge: 30 * 24 * time.Hour, Plan: leapcell.Plans()[0],
 	}
 }
 
@@ -99,6 +100,7 @@ func (c *Config) flags(out io.Writer) *flag.FlagSet {
 	f.DurationVar(&c.BaseAge, "base-age", c.BaseAge, "base images older than this are made anew when they are next used; 0 is never")
 	f.StringVar(&c.AptConfigDir, "apt-config-dir", c.AptConfigDir, "folder with apt settings for assembling base images (default none)")
 	c.planFlags(f)
+	f.DurationVar(&c.CollectAge, "collect-age", c.CollectAge, "how long images, layers and build results stay at least after nothing needs them any more: longer than a push takes")
 	f.BoolVar(&c.AllowFileURLs, "allow-file-urls", c.AllowFileURLs, "let deployments read git repositories on this machine's disk (file://)")
 	f.Var((*networks)(&c.SourceNetworks), "source-networks", "private networks that git repositories and the APIs of their hosts may be in, such as 10.1.0.0/16,192.168.7.2 (default none)")
 	f.TextVar(&c.LogLevel, "log-level", c.LogLevel, "debug, info, warn or error")
@@ -200,6 +202,9 @@ func (c Config) Validate() error {
 		if _, _, err := net.SplitHostPort(value); err != nil {
 			bad = append(bad, fmt.Errorf("%s is %q: it must be host:port", name, value))
 		}
+	}
+	if c.CollectAge < time.Second {
+		bad = append(bad, fmt.Errorf("--collect-age is %s: it must be at least 1s", c.CollectAge))
 	}
 	if err := c.Plan.Validate(); err != nil {
 		bad = append(bad, fmt.Errorf("--%w", err))

@@ -99,7 +99,7 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	keeper := vault.NewKeeper(vault.KeeperConfig{Store: db, Variables: cluster, Sealer: sealer, Changed: deployer.EnvChanged, Log: log})
 
 	hub := hook.New(hook.Config{Store: db, Keys: keys, Sources: sources, Deployer: deployer, Networks: cfg.SourceNetworks, Log: log})
-	figures := metrics.New(metrics.Config{Scaler: scaler, Usage: db, Services: cfg.MetricsServices})
+	figures := metrics.New(metrics.Config{Scaler: scaler, Usage: db, Images: deployer, Services: cfg.MetricsServices})
 	api, err := server.New(server.Config{
 		Store: db, Deployer: deployer, Env: keeper, Opener: sealer, Hub: hub, Logs: deployer, Instances: cluster, Scaler: scaler, Cleaner: keeper, Runtimes: builder, Static: files,
 		Checks: map[string]func(context.Context) error{
@@ -123,6 +123,7 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	work.Go(func() error { sealer.KeepToken(ctx); return nil })
 	work.Go(func() error { keeper.Run(ctx); return nil })
 	work.Go(func() error { hub.Run(ctx); return nil })
+	work.Go(func() error { deployer.RunCollector(ctx); return nil })
 	work.Go(func() error {
 		return ignoreCancel(cluster.Lead(ctx, nomad.Lease{Path: scalerLease, Holder: id, Log: log}, scaler.Run))
 	})
@@ -182,8 +183,8 @@ func newDeployer(cfg Config, log *slog.Logger, db *store.Store, cluster *nomad.C
 	images.Mirror(upstream)
 	deployer, err := deploy.New(deploy.Config{
 		Dir: cfg.path("deploy"), Namespace: cfg.NomadNamespace, RegistryAddress: cfg.RegistryAddress,
-		Store: db, Env: db, Nomad: cluster, Sources: sources, Builder: builder, Images: pushes, Upstream: upstream, Edges: edges, Fronts: files, ForgetImages: images.Forget, Log: log,
-		Plan: cfg.Plan,
+		Store: db, Env: db, Nomad: cluster, Sources: sources, Builder: builder, Images: pushes, Upstream: upstream, Edges: edges, Fronts: files, Storage: images, Log: log,
+		Plan: cfg.Plan, CollectAge: cfg.CollectAge,
 	})
 	if err != nil {
 		return nil, nil, errors.Join(err, builder.Close())
