@@ -54,6 +54,7 @@ type Cell struct {
 
 	mu      sync.Mutex // freeze, thaw, signals, deletion
 	frozen  bool
+	doomed  bool        // somebody killed it while it was frozen: thawed, it dies
 	killed  unix.Signal // the signal that we turned into a kill, see Signal
 	deleted bool
 }
@@ -164,20 +165,30 @@ func (c *Cell) Freeze() error {
 	return nil
 }
 
-// Thaw undoes Freeze.
+// errDoomed says that an app will never answer again.
+var errDoomed = errors.New("its first process was killed while it was frozen")
+
+// Thaw undoes Freeze. It fails for a cell that somebody killed meanwhile: version 1 of cgroups
+// lets it die only when it is thawed, and nothing must be sent to it any more. [RQ6]
 func (c *Cell) Thaw() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.ended() {
-		return nil
+	if !c.ended() {
+		if err := c.thaw(); err != nil {
+			return err
+		}
 	}
-	return c.thaw()
+	if c.doomed {
+		return fmt.Errorf("thaw cell %s: %w", c.config.ID, errDoomed)
+	}
+	return nil
 }
 
 func (c *Cell) thaw() error {
 	if !c.frozen {
 		return nil
 	}
+	c.doomed = awaits(c.process.pid, unix.SIGKILL)
 	if err := c.group.thaw(); err != nil {
 		return fmt.Errorf("thaw cell %s: %w", c.config.ID, err)
 	}

@@ -3,6 +3,7 @@ package cell
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -153,19 +154,34 @@ func startTime(pid int) (time.Time, error) {
 
 // leavesToDefault reports whether the process neither handles, ignores nor blocks sig.
 func leavesToDefault(pid int, sig unix.Signal) bool {
+	in, err := masksWith(pid, sig)
+	return err == nil && len(in) == 0
+}
+
+// awaits reports whether sig was sent to the process and is not delivered yet.
+func awaits(pid int, sig unix.Signal) bool {
+	in, err := masksWith(pid, sig)
+	return err == nil && (slices.Contains(in, "ShdPnd") || slices.Contains(in, "SigPnd"))
+}
+
+// masksWith are the names of the signal masks in /proc/<pid>/status that sig is in.
+func masksWith(pid int, sig unix.Signal) (names []string, err error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
-		return false
+		return nil, err
 	}
 	for line := range strings.Lines(string(status)) {
 		name, value, _ := strings.Cut(line, ":")
 		switch name {
 		case "SigCgt", "SigIgn", "SigBlk", "ShdPnd", "SigPnd":
 			mask, err := strconv.ParseUint(strings.TrimSpace(value), 16, 64)
-			if err != nil || mask&(1<<(uint(sig)-1)) != 0 {
-				return false
+			if err != nil {
+				return nil, fmt.Errorf("/proc/%d/status: %w", pid, err)
+			}
+			if mask&(1<<(uint(sig)-1)) != 0 {
+				names = append(names, name)
 			}
 		}
 	}
-	return true
+	return names, nil
 }

@@ -144,18 +144,22 @@ func starts(t *testing.T, s *harness.Service) map[string]int64 {
 }
 
 // A request is moved on while nothing of it was taken: visitors do not notice an instance
-// that is killed between two requests.
+// that is killed between two requests, awake or suspended.
 func TestMust_RQ6_MovedBeforeTheFirstByte(t *testing.T) {
 	for _, mode := range []leapcell.Mode{leapcell.Serverless, leapcell.Persistent} {
 		t.Run(string(mode), func(t *testing.T) {
 			s := twoInstances(t, mode)
-			for range 3 {
+			for round := range 4 {
 				victim := s.Inside(t, instanceOf(t, s))
+				group := victim.Cgroup()
+				if mode == leapcell.Serverless && round%2 == 1 {
+					harness.Eventually(t, 10*time.Second, "it is suspended", group.Frozen)
+				}
 				if err := syscall.Kill(victim.PID, syscall.SIGKILL); err != nil {
 					t.Fatal(err)
 				}
 				// A zombie may have threads that are still ending, and with them open sockets.
-				harness.Eventually(t, 10*time.Second, "nothing is left of it", func() bool { return victim.File("stat") == "" })
+				harness.Eventually(t, 10*time.Second, "nothing is left of it", func() bool { return victim.File("stat") == "" || group.HoldsKilled() })
 				for range 20 {
 					if r := s.Get(t, "/"); r.Status != http.StatusOK || r.Err != nil {
 						t.Errorf("a visitor got %d %q %v", r.Status, r.Body, r.Err)

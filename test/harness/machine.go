@@ -190,6 +190,10 @@ func (c Cgroup) Frozen() bool {
 	return s == "FROZEN" || strings.Contains(s, "frozen 1")
 }
 
+// HoldsKilled reports whether the group is suspended in the way of version 1, in which a process
+// that somebody kills dies only when it is resumed.
+func (c Cgroup) HoldsKilled() bool { return c.paths["freezer"] != "" && c.Frozen() }
+
 // CPU is the CPU time that the group used.
 func (c Cgroup) CPU(t testing.TB) time.Duration {
 	t.Helper()
