@@ -3,6 +3,7 @@ package cell
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -351,6 +352,68 @@ func TestKillFrozen(t *testing.T) {
 		}
 		if exit := wait(t, cell); exit != (Exit{Code: 137, Signal: 9}) {
 			t.Errorf("exit is %+v, want signal 9", exit)
+		}
+	})
+}
+
+// Version 1 lets a frozen process that somebody killed die only when it is thawed. Whoever thaws it
+// for a request hears that there is nobody to send it to, also when asking again.
+func TestKilledByOthersWhenFrozen(t *testing.T) {
+	onEach(t, func(t *testing.T, l Launcher) {
+		c, out := testConfig(t, "sleep")
+		cell := start(t, l, c)
+		line(t, out)
+		if err := cell.Freeze(); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Kill(cell.PID(), unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		v2 := l.(*launcher).h.unified != ""
+		if err := cell.Thaw(); !errors.Is(err, errDoomed) && !v2 { // there it is dead already
+			t.Errorf("Thaw gives %v", err)
+		}
+		if exit := wait(t, cell); exit != (Exit{Code: 137, Signal: 9}) {
+			t.Errorf("exit is %+v, want signal 9", exit)
+		}
+		if err := cell.Thaw(); !errors.Is(err, errDoomed) && !v2 {
+			t.Errorf("the second Thaw gives %v", err)
+		}
+	})
+}
+
+// What a runtime leaves behind is reaped, the cell's process too if it ends at once or if the start
+// is cancelled in the middle.
+func TestNobodyIsLeft(t *testing.T) {
+	onEach(t, func(t *testing.T, l Launcher) {
+		for i := range 5 {
+			c, out := testConfig(t, "exit", "7")
+			if exit := wait(t, start(t, l, c)); exit.Code != 7 {
+				t.Errorf("exit is %+v, want 7", exit)
+			}
+			c, _ = testConfig(t, "sleep")
+			ctx, cancel := context.WithTimeout(t.Context(), time.Duration(5*i)*time.Millisecond)
+			if cell, err := l.Start(ctx, c); err == nil {
+				_ = cell.Delete() // it was quicker
+			}
+			cancel()
+			c, out = testConfig(t, "sleep")
+			cell := start(t, l, c)
+			line(t, out)
+			if err := cell.Delete(); err != nil {
+				t.Error(err)
+			}
+		}
+		reapDead(l.Name()) // what a start that failed left is reaped by the next one
+		names, err := filepath.Glob("/proc/[0-9]*/stat")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names {
+			stat, _ := os.ReadFile(name)
+			if pid, text, _ := strings.Cut(string(stat), " "); strings.Contains(text, fmt.Sprintf(") Z %d ", os.Getpid())) {
+				t.Errorf("process %s is left: %s", pid, text)
+			}
 		}
 	})
 }

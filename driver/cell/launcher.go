@@ -231,6 +231,7 @@ func discard(g cgroup, state string) error {
 		return err
 	}
 	for _, pid := range pids {
+		inherit(pid) // a runtime that was stopped in the middle
 		for {
 			// A child's end is waited for; ECHILD at once for others.
 			if _, err := unix.Wait4(pid, nil, 0, nil); err != unix.EINTR {

@@ -32,11 +32,8 @@ func newOCI(name string, h *hierarchy) (*oci, error) {
 		return nil, err
 	}
 	o := &oci{name: name, binary: binary}
-	if name == "crun" {
-		reapOrphans(name)
-		if h.unified == "" {
-			o.hidden = h.hybrid // crun takes a machine with both versions for one of version 2 only, and refuses it
-		}
+	if name == "crun" && h.unified == "" {
+		o.hidden = h.hybrid // crun takes a machine with both versions for one of version 2 only, and refuses it
 	}
 	return o, nil
 }
@@ -97,7 +94,7 @@ func (o *oci) run(ctx context.Context, cell *Cell, host Host) error {
 		"run", "--detach", "--bundle", c.Dir, "--pid-file", pidFile, "--no-new-keyring", c.ID,
 	}, [3]*os.File{nil, c.Stdout, c.Stderr})
 	if pid != 0 {
-		reapRuntime(pid)
+		reapRuntime(pid, o.name)
 	}
 	if err == nil {
 		err = cell.take(pidFile)
@@ -236,21 +233,9 @@ func (c *Cell) take(pidFile string) error {
 	if c.process, err = openProcess(pid); err != nil {
 		return err
 	}
+	inherit(pid)
 	c.started = time.Now()
 	return nil
-}
-
-// reapRuntime ends and reaps what a runtime left in its process group: it is ours, since we are
-// the reaper of orphans. The app is in a session of its own.
-func reapRuntime(pgid int) {
-	if err := unix.Kill(-pgid, unix.SIGKILL); err != nil {
-		return // nobody left
-	}
-	for {
-		if _, err := unix.Wait4(-pgid, nil, 0, nil); err != nil && err != unix.EINTR {
-			return
-		}
-	}
 }
 
 // runtimeError is a failure as the runtime tells it.
