@@ -23,7 +23,6 @@ type Config struct {
 	StateDir    string      `codec:"state_dir" json:"stateDir"`
 	Name        string      `codec:"name" json:"name"`
 	Runtime     string      `codec:"runtime" json:"runtime"`
-	Fallback    string      `codec:"-" json:"-"` // why Runtime is not our own, where nobody has set it
 	Subnet      string      `codec:"subnet" json:"subnet"`
 	NetnsPool   int         `codec:"netns_pool" json:"netnsPool"`
 	AllowEgress []string    `codec:"allow_egress" json:"allowEgress"`
@@ -78,14 +77,11 @@ func (c Config) WithDefaults() (Config, error) {
 		value   string
 	}{
 		{&c.VaultAuth, "jwt-leapcell"}, {&c.VaultRole, "instance"},
-		{&c.Transit, "leapcell"}, {&c.Suspend, "20ms"}, {&c.LogLevel, "info"},
+		{&c.Transit, "leapcell"}, {&c.Suspend, "20ms"}, {&c.LogLevel, "info"}, {&c.Runtime, "runc"},
 	} {
 		if *d.setting == "" {
 			*d.setting = d.value
 		}
-	}
-	if c.Runtime == "" {
-		c.Runtime = "runc"
 	}
 	if c.DiskMB == 0 {
 		c.DiskMB = 10240
