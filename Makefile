@@ -5,10 +5,14 @@ STATE ?= .leapcell
 RUN   ?= .
 BENCH ?= quick
 N     ?= 50
+RUNTIME ?=
 FUZZTIME ?= 30s
 
 # CGROUPS is the kind of control groups of this machine: v2, or hybrid with the controllers of v1.
 CGROUPS = $(if $(filter cgroup2fs,$(shell stat -fc %T /sys/fs/cgroup)),v2,hybrid)
+
+# RUNTIME is what makes the sandboxes of platforms that tests bring up: runc, crun or leapcell; the default one if empty.
+export LEAPCELL_TEST_LAUNCHER = $(RUNTIME)
 
 # VERSION is set once per release; a plain build says so.
 VERSION ?= dev
@@ -49,18 +53,18 @@ lint: ## formatting, vet, staticcheck, documentation that is generated
 unit: ## unit tests, with the race detector; those that need Nomad or Vault use what is on PATH or in bin/
 	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -race -short -timeout 10m ./...
 
-e2e: build tools ## contract and end-to-end tests on a platform of their own, less what takes long (as root; RUN=TestName for some)
+e2e: build tools ## contract and end-to-end tests on a platform of their own, less what takes long (as root; RUN=TestName for some, RUNTIME=crun for another launcher)
 	LEAPCELL_TEST_QUICK=1 $(GO) run ./test/with $(GO) test -count=1 -p 1 -parallel 5 -timeout 40m -run '$(RUN)' ./test/contract ./test/e2e
 
-contract: build tools ## only the runtime contract, one test a clause (RUN=TestMust_FS)
+contract: build tools ## only the runtime contract, one test a clause (RUN=TestMust_FS, RUNTIME=leapcell for another launcher)
 	$(GO) run ./test/with $(GO) test -count=1 -v -parallel 3 -timeout 30m -run '$(RUN)' ./test/contract
 
 test-v2: build tools ## the driver's tests and the contract's clauses in a virtual machine with cgroup v2 alone (RUN=. for all clauses, JOBS=cell for some tests, LIMIT=10m)
 	$(GO) run ./test/vm $(if $(filter-out file,$(origin RUN)),-run '$(RUN)') $(if $(JOBS),-jobs '$(JOBS)') $(if $(LIMIT),-limit $(LIMIT))
 
-clauses: build tools ## the runtime contract, and its results into docs/runtime-contract.md (RUN=TestMust_FS for some clauses)
+clauses: build tools ## the runtime contract, and its results into docs/runtime-contract.md (RUN=TestMust_FS for some clauses, RUNTIME=leapcell for another launcher)
 	$(GO) run ./test/with $(GO) test -count=1 -json -timeout 60m -run '$(RUN)' ./test/contract >bin/contract.json; \
-	status=$$?; $(GO) run ./test/clauses $(CGROUPS)=bin/contract.json && exit $$status
+	status=$$?; $(GO) run ./test/clauses '$(CGROUPS)$(if $(RUNTIME), $(RUNTIME))=bin/contract.json' && exit $$status
 
 clauses-v2: build tools ## the same in a virtual machine with cgroup v2 alone (an hour and more; RUN=TestMust_FS for some clauses)
 	$(GO) run ./test/vm -jobs contract -run '$(RUN)' -limit 4h -json bin/contract-v2.json; \

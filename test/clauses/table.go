@@ -40,6 +40,9 @@ func withOld(runs []results, doc string) []results {
 	var columns []*results // of the document, without the first two
 	for line := range strings.Lines(table) {
 		row := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
+		if strings.TrimSpace(row[0]) == "run" {
+			break // the sums
+		}
 		for i := 2; i < len(row); i++ {
 			switch clause, cell := strings.TrimSpace(row[0]), strings.TrimSpace(row[i]); {
 			case clause == "clause":
@@ -109,6 +112,28 @@ func (t *table) markdown() string {
 		}
 		b.WriteString("\n")
 	}
+	return b.String() + "\n" + t.sums()
+}
+
+// sums is a line for each run: how many of the clauses that have a test held.
+func (t *table) sums() string {
+	var b strings.Builder
+	b.WriteString("| run | clauses that passed | failed | not run, or in part |\n|---|---|---|---|\n")
+	for _, r := range t.runs {
+		var good, bad, open int
+		for _, id := range t.clauses {
+			switch cell := t.cell(id, r); {
+			case len(t.tests[id]) == 0:
+			case strings.Contains(cell, "failed"):
+				bad++
+			case strings.Contains(cell, "not run"):
+				open++
+			default:
+				good++
+			}
+		}
+		fmt.Fprintf(&b, "| %s | %d of %d | %d | %d |\n", r.name, good, good+bad+open, bad, open)
+	}
 	return b.String()
 }
 
@@ -163,7 +188,7 @@ func words(all []verdict) string {
 	return "pass"
 }
 
-// summary is one line for whoever ran it.
+// summary is for whoever ran it.
 func (t *table) summary() string {
 	without := 0
 	for _, id := range t.clauses {
@@ -172,14 +197,5 @@ func (t *table) summary() string {
 		}
 	}
 	s := fmt.Sprintf("%d clauses, %d without a test", len(t.clauses), without)
-	for _, r := range t.runs {
-		bad := 0
-		for _, id := range t.clauses {
-			if strings.Contains(t.cell(id, r), "failed") {
-				bad++
-			}
-		}
-		s += fmt.Sprintf("; %s: %d with a failure", r.name, bad)
-	}
-	return s
+	return s + "\n\n" + t.sums()
 }

@@ -18,7 +18,8 @@
 //
 // Settings by environment: LEAPCELL_TEST_STATE (use this platform), LEAPCELL_TEST_KEEP=1
 // (leave the platform's folder), LEAPCELL_TEST_SHARED=1 (others use this machine too: look
-// only for leftovers that carry the platform's name), LEAPCELL_TEST_RUNTIME (the runtime the
+// only for leftovers that carry the platform's name), LEAPCELL_TEST_LAUNCHER (what makes the
+// sandboxes of a new platform: runc, crun or leapcell), LEAPCELL_TEST_RUNTIME (the runtime the
 // probe app is deployed on, go by default), LEAPCELL_TEST_EMULATED=1 (the processor is
 // emulated: see [Allow]).
 //
