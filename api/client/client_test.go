@@ -43,7 +43,7 @@ func TestAPIThatIsNotThere(t *testing.T) {
 		"health":   func() error { _, err := c.Health(t.Context()); return err },
 		"logs":     func() error { _, err := c.Logs(t.Context(), "x", LogOptions{}); return err },
 		"upload": func() error {
-			_, err := c.DeployUpload(t.Context(), "x", Upload{Archive: strings.NewReader("x")})
+			_, err := c.DeployUpload(t.Context(), "x", Upload{Archive: strings.NewReader("x"), Size: 1})
 			return err
 		},
 	} {

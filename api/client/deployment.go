@@ -25,57 +25,6 @@ func (c *Client) DeployGit(ctx context.Context, nameOrID string, src leapcell.So
 	return d, err
 }
 
-// Upload is a source archive to deploy.
-type Upload struct {
-	Archive  io.Reader        // a tar.gz of the tree
-	Size     int64            // in bytes; 0 when it is not known
-	RootDir  string           // within the tree; "" is its top
-	Progress func(sent int64) // called as bytes go out; may be nil
-}
-
-// DeployUpload starts a deployment from a source archive. It is read once.
-func (c *Client) DeployUpload(ctx context.Context, nameOrID string, up Upload) (leapcell.Deployment, error) {
-	path := c.base + "/v1/services/" + escape(nameOrID) + "/deployments"
-	if up.RootDir != "" {
-		path += "?rootDir=" + url.QueryEscape(up.RootDir)
-	}
-	body := io.Reader(&progressReader{r: up.Archive, report: up.Progress})
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, path, body)
-	if err != nil {
-		return leapcell.Deployment{}, leapcell.Errorf(leapcell.CodeInvalid, "the API address %q cannot be used: %w", c.base, err)
-	}
-	if up.Size > 0 {
-		req.ContentLength = up.Size
-	}
-	req.Header.Set("Content-Type", "application/gzip")
-	req.Header.Set("Expect", "100-continue")
-	req.Header.Set("Authorization", "Bearer "+c.token)
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return leapcell.Deployment{}, c.unreachable(ctx, err)
-	}
-	if resp.StatusCode >= 300 {
-		return leapcell.Deployment{}, readProblem(resp)
-	}
-	var d leapcell.Deployment
-	err = c.readAnswer(resp, &d)
-	return d, err
-}
-
-type progressReader struct {
-	r      io.Reader
-	sent   int64
-	report func(int64)
-}
-
-func (p *progressReader) Read(b []byte) (int, error) {
-	n, err := p.r.Read(b)
-	if p.sent += int64(n); n > 0 && p.report != nil {
-		p.report(p.sent)
-	}
-	return n, err
-}
-
 // Deployments lists those deployments of a service that q means, newest first; limit 0 leaves
 // the number to the server.
 func (c *Client) Deployments(ctx context.Context, nameOrID string, q leapcell.DeploymentQuery) ([]leapcell.Deployment, error) {

@@ -231,7 +231,7 @@ func (d *Deployer) Close() error {
 }
 
 // Submit stores a deployment and starts to work on it. archive is the uploaded tar.gz, nil
-// when src names a git repository; it is read before Submit returns.
+// when src names an upload that is whole, an image or a git repository; it is read before Submit returns.
 func (d *Deployer) Submit(ctx context.Context, svc leapcell.Service, src leapcell.Source, origin leapcell.Origin, archive io.Reader) (leapcell.Deployment, error) {
 	if d.isDeleting(svc.ID) {
 		return leapcell.Deployment{}, errDeleting(svc)
@@ -243,6 +243,10 @@ func (d *Deployer) Submit(ctx context.Context, svc leapcell.Service, src leapcel
 	switch {
 	case src.Image != "":
 		if err := d.cfg.Upstream.Check(src.Image); err != nil {
+			return leapcell.Deployment{}, err
+		}
+	case src.Upload != "":
+		if err := d.cfg.Sources.Renew(src.Upload); err != nil {
 			return leapcell.Deployment{}, err
 		}
 	case archive == nil:

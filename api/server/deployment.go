@@ -58,6 +58,7 @@ func (s *Server) deployGit(c *gin.Context, svc leapcell.Service) error {
 			Commit  string `json:"commit"`
 			RootDir string `json:"rootDir"`
 			Image   string `json:"image"`
+			Upload  string `json:"upload"`
 		} `json:"source"`
 	}
 	if err := readJSON(c, &in, false); err != nil {
@@ -69,6 +70,9 @@ func (s *Server) deployGit(c *gin.Context, svc leapcell.Service) error {
 	root, err := cleanRootDir(in.Source.RootDir)
 	if err != nil {
 		return err
+	}
+	if in.Source.Upload != "" {
+		return s.deployWhole(c, svc, leapcell.Source{Upload: in.Source.Upload, RootDir: root})
 	}
 	src, err := s.connected(c.Request.Context(), svc, leapcell.Source{
 		GitURL: source.CleanURL(in.Source.GitURL), Branch: in.Source.Branch, Tag: in.Source.Tag, Commit: in.Source.Commit, RootDir: root,
@@ -87,6 +91,22 @@ func (s *Server) deployGit(c *gin.Context, svc leapcell.Service) error {
 // deployImage takes a ready image: there is no source, and nothing is built.
 func (s *Server) deployImage(c *gin.Context, svc leapcell.Service, ref string) error {
 	d, err := s.cfg.Deployer.Submit(c.Request.Context(), svc, leapcell.Source{Image: ref}, manual(c), nil)
+	if err != nil {
+		return err
+	}
+	c.JSON(http.StatusAccepted, d)
+	return nil
+}
+
+// deployWhole takes an upload that came in pieces.
+func (s *Server) deployWhole(c *gin.Context, svc leapcell.Service, src leapcell.Source) error {
+	switch up, err := s.cfg.Uploads.Upload(c.Request.Context(), src.Upload); {
+	case err != nil:
+		return err
+	case !up.Complete():
+		return leapcell.Errorf(leapcell.CodeConflict, "the upload has %d of its %d bytes: send the rest first", up.Offset, up.Size)
+	}
+	d, err := s.cfg.Deployer.Submit(c.Request.Context(), svc, src, manual(c), nil)
 	if err != nil {
 		return err
 	}

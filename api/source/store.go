@@ -52,10 +52,11 @@ const (
 
 // Store keeps uploads until they are built, and makes layers.
 type Store struct {
-	cfg      Config
-	web      *http.Client        // for what strangers name
-	gitSlots *semaphore.Weighted // unpacking a repository takes memory
-	sweeping sync.Mutex          // held while uploads are removed, or kept from that
+	cfg       Config
+	web       *http.Client        // for what strangers name
+	gitSlots  *semaphore.Weighted // unpacking a repository takes memory
+	sweeping  sync.Mutex          // held while uploads are removed, or kept from that
+	uploading locks               // by SHA-256, of uploads on their way
 }
 
 // gitFetches are done at a time.
@@ -76,7 +77,7 @@ func New(cfg Config) (*Store, error) {
 	if err := os.RemoveAll(s.workDir()); err != nil {
 		return nil, fmt.Errorf("source: %w", err)
 	}
-	for _, dir := range []string{s.uploadDir(), s.workDir()} {
+	for _, dir := range []string{s.uploadDir(), s.partialDir(), s.workDir()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("source: %w", err)
 		}
@@ -117,7 +118,7 @@ func (s *Store) Save(ctx context.Context, r io.Reader) (string, error) {
 	case errors.As(err, &over):
 		fallthrough
 	case err == nil && n > s.cfg.MaxUpload:
-		return "", leapcell.Errorf(leapcell.CodeTooLarge, "the upload is over the limit of %s: leave out what the build makes or downloads by .gitignore or .dockerignore", megabytes(s.cfg.MaxUpload))
+		return "", s.errTooLarge()
 	case err != nil:
 		return "", diskError(err, "the upload could not be received")
 	}
@@ -125,14 +126,8 @@ func (s *Store) Save(ctx context.Context, r io.Reader) (string, error) {
 		return "", err
 	}
 	// Synced, since the row that names it is written next and must not outlive it.
-	if err := errors.Join(f.Sync(), f.Close()); err != nil {
-		return "", diskError(err, "the upload could not be kept")
-	}
 	sum := hex.EncodeToString(hash.Sum(nil))
-	if err := os.Rename(f.Name(), s.uploadPath(sum)); err != nil {
-		return "", diskError(err, "the upload could not be kept")
-	}
-	return sum, nil
+	return sum, s.keep(f, sum)
 }
 
 func checkGzip(f *os.File) error {
@@ -158,14 +153,15 @@ func (s *Store) Renew(sum string) error {
 	return nil
 }
 
-// Sweep removes uploads that are not in keep and older than age: young ones may belong to
+// Sweep removes uploads on their way that nobody goes on with, and whole ones that are not in keep
+// and older than age: young ones may belong to
 // a deployment that is not stored yet.
 func (s *Store) Sweep(keep map[string]bool, age time.Duration) error {
 	entries, err := os.ReadDir(s.uploadDir())
 	if err != nil {
 		return fmt.Errorf("source: sweep: %w", err)
 	}
-	var failed error
+	failed := s.sweepPartial()
 	s.sweeping.Lock()
 	defer s.sweeping.Unlock()
 	for _, entry := range entries {

@@ -181,7 +181,7 @@ func (a *app) deploy(ctx context.Context, dir string, f deployFlags, settings le
 		d, err = c.DeployGit(ctx, service.ID, leapcell.Source{GitURL: f.git, Branch: f.branch, Tag: f.tag, Commit: f.commit, RootDir: f.rootDir})
 	default:
 		fmt.Fprintf(a.err, "uploading %d files, %s packed\n", archive.Files, bytesText(archive.size))
-		d, err = c.DeployUpload(ctx, service.ID, client.Upload{Archive: archive.file, Size: archive.size, RootDir: f.rootDir})
+		d, err = c.DeployUpload(ctx, service.ID, a.upload(archive, f.rootDir))
 	}
 	if err != nil {
 		return err
@@ -190,6 +190,33 @@ func (a *app) deploy(ctx context.Context, dir string, f deployFlags, settings le
 		return a.show(d, []string{d.ID + ": follow it with `leapcell deployment log " + d.ID + " -f`"})
 	}
 	return a.follow(ctx, c, d)
+}
+
+// progressEvery is how often an upload says how far it is.
+const progressEvery = 2 * time.Second
+
+// upload is what is sent of an archive, and told of it.
+func (a *app) upload(ar *archive, rootDir string) client.Upload {
+	var at int64 // the calls come one after another
+	said := time.Now()
+	begun := false
+	return client.Upload{
+		Archive: ar.file, Size: ar.size, RootDir: rootDir,
+		Progress: func(sent int64) {
+			at = sent
+			if !begun && sent > 0 && sent < ar.size {
+				fmt.Fprintf(a.err, "going on at %s, where the last upload ended\n", bytesText(sent))
+			}
+			begun = true
+			if time.Since(said) >= progressEvery {
+				said = time.Now()
+				fmt.Fprintf(a.err, "uploaded %s of %s\n", bytesText(sent), bytesText(ar.size))
+			}
+		},
+		Broken: func(err error) {
+			fmt.Fprintf(a.err, "the upload was interrupted at %s, trying again: %s\n", bytesText(at), leapcell.ErrorMessage(err))
+		},
+	}
 }
 
 // imageName is the last part of a reference, without tag or digest.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/leapcell/leapcell"
 	"github.com/leapcell/leapcell/internal/platform"
@@ -119,6 +120,9 @@ func (p *packer) file(rel string, e fs.DirEntry) error {
 		return err
 	}
 	h.Name, h.Uid, h.Gid, h.Uname, h.Gname = rel, 0, 0, "", ""
+	// When it was read last is not part of it: the same folder must give the same archive, so that
+	// its upload goes on where it was interrupted.
+	h.AccessTime, h.ChangeTime = time.Time{}, time.Time{}
 	h.Format = tar.FormatPAX
 	if err := p.tar.WriteHeader(h); err != nil {
 		return err

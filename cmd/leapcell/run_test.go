@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -21,6 +22,8 @@ import (
 
 // api is a control plane of one service, "shop", as far as the commands see it.
 type api struct {
+	upload leapcell.Upload // the last one
+	begun  int64           // how far uploads are when they are asked for
 	*httptest.Server
 	t *testing.T
 
@@ -58,6 +61,13 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	service := r.Method == "GET" && (r.URL.Path == "/v1/services/shop" || r.URL.Path == "/v1/services/"+a.service.ID)
 	switch {
+	case r.Method == "POST" && r.URL.Path == "/v1/uploads":
+		_ = json.Unmarshal(body, &a.upload)
+		a.upload.Offset = a.begun
+		a.answer(w, a.upload)
+	case r.Method == "PATCH" && r.URL.Path == "/v1/uploads/"+a.upload.SHA256:
+		a.upload.Offset += int64(len(body))
+		a.answer(w, a.upload)
 	case service && a.missing, strings.HasPrefix(r.URL.Path, "/v1/services/none"):
 		a.refuse(w, leapcell.Errorf(leapcell.CodeNotFound, "there is no service %q", filepath.Base(r.URL.Path)))
 	case service:
@@ -137,6 +147,24 @@ func TestDeployFolderEndsWithURL(t *testing.T) {
 	}
 	if !a.called("POST /v1/services") || !strings.Contains(a.bodies[0], `"name":"shop"`) || !strings.Contains(a.bodies[0], `"memoryMB":1024`) {
 		t.Errorf("the service was made by %q", a.bodies)
+	}
+}
+
+// What a former run of the command sent is not sent again, and that is said.
+func TestUploadGoesOn(t *testing.T) {
+	a := newAPI(t)
+	a.begun = 50
+	dir := tree(t, map[string]string{"app.py": "x"})
+	r := a.cli(t, "", "deploy", dir, "--name", "shop", "--root-dir", "api")
+	if r.code != 0 || !strings.Contains(r.err, "going on at 50 B") || !a.upload.Complete() {
+		t.Errorf("code %d, %q, upload %+v", r.code, r.err, a.upload)
+	}
+	if want := `{"source":{"rootDir":"api","upload":"` + a.upload.SHA256 + `"}}`; !slices.Contains(a.bodies, want) {
+		t.Errorf("sent %q", a.bodies)
+	}
+	first := a.upload.SHA256
+	if a.cli(t, "", "deploy", dir, "--name", "shop"); a.upload.SHA256 != first {
+		t.Error("the same folder is another upload: it could not go on")
 	}
 }
 

@@ -101,7 +101,7 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	hub := hook.New(hook.Config{Store: db, Keys: keys, Sources: sources, Deployer: deployer, Networks: cfg.SourceNetworks, Log: log})
 	figures := metrics.New(metrics.Config{Scaler: scaler, Usage: db, Images: deployer, Services: cfg.MetricsServices})
 	api, err := server.New(server.Config{
-		Store: db, Deployer: deployer, Env: keeper, Opener: sealer, Hub: hub, Logs: deployer, Instances: cluster, Scaler: scaler, Cleaner: keeper, Runtimes: builder, Static: files,
+		Store: db, Deployer: deployer, Env: keeper, Opener: sealer, Hub: hub, Logs: deployer, Instances: cluster, Scaler: scaler, Cleaner: keeper, Runtimes: builder, Static: files, Uploads: sources,
 		Checks: map[string]func(context.Context) error{
 			"store": db.Ping, "nomad": cluster.Health, "vault": sealer.Health, "registry": pushes.Health,
 		},
