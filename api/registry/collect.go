@@ -104,6 +104,7 @@ func (r *Registry) Untag(repository, tag string, since time.Time) (bool, error) 
 		return false, leapcell.Errorf(leapcell.CodeInvalid, "%q is no tag", tag)
 	}
 	dir := filepath.Join(r.repository(repository), "_manifests/tags", tag)
+	r.renewTagged(repository, tag) // it stays for as long as a collection leaves what is young
 	r.sweeping.Lock()
 	defer r.sweeping.Unlock()
 	switch old, err := unchanged(since, filepath.Join(dir, "current/link"), dir); {
@@ -415,6 +416,18 @@ func (r *Registry) renew(repository string, hexes ...string) {
 			link := filepath.Join(r.repository(repository), links, hex)
 			r.touch(filepath.Join(link, "link"), link)
 		}
+	}
+}
+
+// renewTagged makes young what a tag names that is about to name something else, or nothing:
+// somebody may have looked it up a moment ago.
+func (r *Registry) renewTagged(repository, tag string) {
+	if !goodTag.MatchString(tag) {
+		return // a digest, which names itself
+	}
+	link, err := os.ReadFile(filepath.Join(r.repository(repository), "_manifests/tags", tag, "current/link"))
+	if hex, ok := digitsOf(string(link)); ok && err == nil {
+		r.renew(repository, hex)
 	}
 }
 

@@ -130,6 +130,28 @@ func TestCollectLeavesWhatIsTagged(t *testing.T) {
 	whole(t, c, "base/go", "1")
 }
 
+// A tag that names something else leaves what it named before to who has looked that up: a build
+// reads the system that it began with, also when that was made anew meanwhile.
+func TestCollectLeavesWhatWasJustReplaced(t *testing.T) {
+	r, c, _ := start(t, 1, io.Discard)
+	for _, renewed := range []bool{true, false} {
+		first := push(t, c, "base/go", "1", image(t))
+		aged(t, r)
+		push(t, c, "base/go", "1", image(t))
+		if !renewed {
+			aged(t, r)
+		}
+		collect(t, r, Collection{Age: time.Hour, Settled: all.Settled})
+		digest, err := first.Digest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.has("base/go", digest.String()) != renewed {
+			t.Errorf("replaced a moment ago: %t; it is there: %t", renewed, !renewed)
+		}
+	}
+}
+
 func layer(t *testing.T) v1.Layer {
 	t.Helper()
 	l, err := random.Layer(64<<10, types.OCILayer)

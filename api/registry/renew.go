@@ -29,7 +29,7 @@ func (r *Registry) serveAged(w http.ResponseWriter, req *http.Request) {
 			r.renew(repository, hex)
 		}
 	case kind == "manifests" && req.Method == http.MethodPut:
-		r.storeManifest(w, req, repository)
+		r.storeManifest(w, req, repository, identifier)
 		return
 	case req.Method == http.MethodPost || req.Method == http.MethodPut:
 		query := req.URL.Query()
@@ -47,13 +47,14 @@ func (r *Registry) serveAged(w http.ResponseWriter, req *http.Request) {
 
 // storeManifest reads a manifest before it is handed on, so that nobody waits for who sends it:
 // while it is stored, no manifest can be removed.
-func (r *Registry) storeManifest(w http.ResponseWriter, req *http.Request, repository string) {
+func (r *Registry) storeManifest(w http.ResponseWriter, req *http.Request, repository, identifier string) {
 	b, err := io.ReadAll(io.LimitReader(req.Body, maxManifest+1))
 	if err != nil || len(b) > maxManifest {
 		refuse(w, http.StatusBadRequest, "MANIFEST_INVALID", "the manifest is cut short, or larger than 4 MB")
 		return
 	}
 	r.renew(repository, append(references(b), digits(b))...)
+	r.renewTagged(repository, identifier)
 	req.Body = io.NopCloser(bytes.NewReader(b))
 	r.sweeping.RLock()
 	defer r.sweeping.RUnlock()
