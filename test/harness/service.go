@@ -60,6 +60,9 @@ func (p *Platform) Create(t testing.TB, spec Spec) *Service {
 		spec.Files = map[string]string{"probe": string(p.compiled(t))}
 		spec.Settings = spec.Settings.Over(leapcell.Settings{BuildCommand: BuildCommand, StartCommand: "exec ./probe"})
 	}
+	if given := Stretch(leapcell.StartTimeout, leapcell.MaxStartTimeout); given != leapcell.StartTimeout && spec.Settings.StartTimeout == 0 {
+		spec.Settings.StartTimeout = leapcell.Duration(given)
+	}
 	s := &Service{p: p, spec: spec}
 	s.Change(spec.Extra)
 	in := map[string]any{"name": Name(t), "settings": spec.Settings}
