@@ -41,6 +41,7 @@ func (m machine) arguments(console, append_ string) []string {
 	if !m.kvm {
 		// The cache of translated code is larger than usual: Nomad alone is a hundred megabytes.
 		accel = []string{"-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max"}
+		append_ += fmt.Sprintf(" tsc_early_khz=%d", counterKHz()) // it has the counter of this machine
 	}
 	// No clock but the processor's counter: reading another one is slow when it is emulated.
 	line := "console=ttyS0 quiet panic=-1 mitigations=off audit=0 tsc=reliable no_timer_check random.trust_cpu=on cgroup_no_v1=all " + append_
