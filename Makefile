@@ -59,6 +59,9 @@ e2e: build tools ## contract and end-to-end tests on a platform of their own, le
 contract: build tools ## only the runtime contract, one test a clause (RUN=TestMust_FS, RUNTIME=leapcell for another launcher)
 	$(GO) run ./test/with $(GO) test -count=1 -v -parallel 3 -timeout 30m -run '$(RUN)' ./test/contract
 
+v2: ## of make test-v2 what control groups touch most: sandboxes, networks, disks
+	$(GO) run ./test/vm -jobs driver/cell,driver/network,driver/disk -limit 20m
+
 test-v2: build tools ## the driver's tests and the contract's clauses in a virtual machine with cgroup v2 alone (RUN=. for all clauses, JOBS=cell for some tests, LIMIT=10m)
 	$(GO) run ./test/vm $(if $(filter-out file,$(origin RUN)),-run '$(RUN)') $(if $(JOBS),-jobs '$(JOBS)') $(if $(LIMIT),-limit $(LIMIT))
 
@@ -94,4 +97,4 @@ docs: ## regenerate what is generated
 clean: ## remove what was built
 	rm -rf bin
 
-.PHONY: help up down status build tools test check lint unit e2e contract clauses clauses-v2 test-v2 soak bench fuzz docs clean
+.PHONY: help up down status build tools test check lint unit e2e contract clauses clauses-v2 v2 test-v2 soak bench fuzz docs clean

@@ -17,13 +17,13 @@ import (
 
 // programs of this machine that the platform and the tests call.
 var programs = []string{
-	"bash", "basename", "cat", "chmod", "cp", "cut", "date", "df", "dirname", "env", "false", "find", "getent", "git", "gpgv", "grep",
-	"head", "hostname", "id", "ip", "ldd", "ln", "ls", "mkdir", "mkfifo", "mount", "mv", "nft", "nproc", "ps", "readlink", "rm", "runc",
-	"sed", "sh", "sleep", "sort", "stat", "tail", "tar", "test", "touch", "tr", "true", "umount", "uname", "wc",
+	"bash", "basename", "cat", "chmod", "cp", "cut", "date", "df", "dirname", "env", "false", "find", "getent", "git", "grep",
+	"head", "hostname", "id", "ip", "ldd", "ln", "ls", "mkdir", "mkfifo", "mv", "nft", "nproc", "readlink", "rm", "runc",
+	"sed", "sh", "sleep", "sort", "stat", "tail", "tar", "test", "touch", "tr", "true", "uname", "wc",
 }
 
 // optionalPrograms are taken along where this machine has them.
-var optionalPrograms = []string{"crun", "ss", "nsenter", "unshare", "strace"}
+var optionalPrograms = []string{"crun", "gpgv", "mount", "umount", "ps", "ss", "nsenter", "unshare", "strace"}
 
 // systemFiles of this machine that the platform asks for.
 var systemFiles = []string{
@@ -159,7 +159,7 @@ func (t *tree) built(ctx context.Context, root string, jobs []wire.Job) error {
 	built := wire.Built{}
 	for i, dir := range dirs {
 		built[dir] = fmt.Sprintf("%s/built/%d-%s", wire.Dir, i, filepath.Base(dir))
-		if err := goRun(ctx, dir, "build", "-ldflags", "-s -w", "-o", t.inside(built[dir]), "."); err != nil {
+		if err := goStatic(ctx, dir, "build", "-ldflags", "-s -w", "-o", t.inside(built[dir]), "."); err != nil {
 			return err
 		}
 	}

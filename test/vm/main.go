@@ -153,10 +153,15 @@ func checkout(ctx context.Context) (string, error) {
 	return strings.TrimSpace(string(out)), nil
 }
 
-// goRun runs the Go command in dir for programs that need nothing of the machine they run on.
-func goRun(ctx context.Context, dir string, args ...string) error {
+// goStatic runs the Go command in dir for programs that need nothing of the machine they run on.
+func goStatic(ctx context.Context, dir string, args ...string) error {
+	return goRun(ctx, dir, []string{"CGO_ENABLED=0"}, args...)
+}
+
+// goRun runs the Go command in dir with more environment.
+func goRun(ctx context.Context, dir string, env []string, args ...string) error {
 	cmd := exec.CommandContext(ctx, "go", args...)
-	cmd.Dir, cmd.Env = dir, append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), env...)
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("go %s: %w", strings.Join(args, " "), err)
@@ -166,5 +171,5 @@ func goRun(ctx context.Context, dir string, args ...string) error {
 
 func buildGuest(ctx context.Context, root, work string) (string, error) {
 	guest := filepath.Join(work, "guest")
-	return guest, goRun(ctx, root, "build", "-ldflags", "-s -w", "-o", guest, "./test/vm/guest")
+	return guest, goStatic(ctx, root, "build", "-ldflags", "-s -w", "-o", guest, "./test/vm/guest")
 }
