@@ -51,6 +51,9 @@ func (d *Deployer) fetch(ctx context.Context, svc leapcell.Service, dep leapcell
 func (d *Deployer) resolve(api leapcell.Settings, tree source.Tree, say func(string)) (leapcell.Settings, error) {
 	given := api.Over(tree.Settings)
 	because := "which is set"
+	if given.Runtime == "" && given.Dockerfile != "" {
+		given.Runtime, because = leapcell.RuntimeDocker, "because dockerfile is set"
+	}
 	if given.Runtime == "" {
 		found, err := d.cfg.Builder.Detect(tree.Names)
 		if err != nil {

@@ -230,6 +230,7 @@ func TestWhatMayBeASite(t *testing.T) {
 		{name: "static, but none", given: leapcell.Settings{Runtime: "static", Static: "none"}, code: leapcell.CodeInvalid},
 		{name: "node without a start", names: []string{"package.json"}, want: leapcell.Settings{Runtime: "node", BuildCommand: "-"}},
 		{name: "python without a start", names: []string{"requirements.txt"}, code: leapcell.CodeInvalid},
+		{name: "a Dockerfile that is set says what it is", names: []string{"package.json"}, given: leapcell.Settings{Dockerfile: "deploy/Dockerfile"}, want: leapcell.Settings{Runtime: "docker"}},
 		{name: "python that makes a site", names: []string{"requirements.txt"}, given: leapcell.Settings{Static: "site"}, want: leapcell.Settings{Runtime: "python", BuildCommand: "-"}},
 	} {
 		w := newWorld(t)

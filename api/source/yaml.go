@@ -63,9 +63,18 @@ var fields = []struct {
 	{"startTimeout", duration(func(s *leapcell.Settings) *leapcell.Duration { return &s.StartTimeout })},
 	{"requestTimeout", duration(func(s *leapcell.Settings) *leapcell.Duration { return &s.RequestTimeout })},
 	{"dormantAfter", duration(func(s *leapcell.Settings) *leapcell.Duration { return &s.DormantAfter })},
+	{"dockerfile", text(func(s *leapcell.Settings) *string { return &s.Dockerfile })},
 	{"static", text(func(s *leapcell.Settings) *string { return &s.Static })},
 	{"staticFallback", text(func(s *leapcell.Settings) *string { return &s.StaticFallback })},
 	{"scaleInDelay", duration(func(s *leapcell.Settings) *leapcell.Duration { return &s.ScaleInDelay })},
+}
+
+// lists are the keys that have names and values of their own below them.
+var lists = []struct {
+	key   string
+	field func(*leapcell.Settings) *map[string]string
+}{
+	{"buildArgs", func(s *leapcell.Settings) *map[string]string { return &s.BuildArgs }},
 }
 
 // ParseSettings reads a settings file; name is what errors call it. They say the line and
@@ -114,11 +123,12 @@ func readField(name string, out *leapcell.Settings, key, value *yaml.Node) error
 		if err := f.read(out, value.Value); err != nil {
 			return at(name, key, "%s: %s", key.Value, err)
 		}
-		// One field alone, so that the error can name its line.
-		if err := out.Validate(); err != nil {
-			return at(name, key, "%s", leapcell.ErrorMessage(err))
+		return validAt(name, out, key)
+	}
+	for _, l := range lists {
+		if l.key == key.Value {
+			return readList(name, out, l.field(out), key, value)
 		}
-		return nil
 	}
 	if near := nearest(key.Value); near != "" {
 		return at(name, key, "unknown key %q (did you mean %s?)", key.Value, near)
@@ -126,10 +136,49 @@ func readField(name string, out *leapcell.Settings, key, value *yaml.Node) error
 	return at(name, key, "unknown key %q; the keys are %s", key.Value, strings.Join(keys(), ", "))
 }
 
+// validAt checks what was read so far: one field at a time, so that the error can name its line.
+func validAt(name string, s *leapcell.Settings, key *yaml.Node) error {
+	if err := s.Validate(); err != nil {
+		return at(name, key, "%s", leapcell.ErrorMessage(err))
+	}
+	return nil
+}
+
+func readList(name string, out *leapcell.Settings, field *map[string]string, key, value *yaml.Node) error {
+	if value.Kind == yaml.ScalarNode && value.Tag == "!!null" {
+		return nil
+	}
+	if value.Kind != yaml.MappingNode {
+		return at(name, key, "%s must be names with their values, each on a line of its own: \"  NAME: value\"", key.Value)
+	}
+	found := map[string]string{}
+	for i := 0; i+1 < len(value.Content); i += 2 {
+		n, v := value.Content[i], value.Content[i+1]
+		if v.Kind != yaml.ScalarNode || n.Kind != yaml.ScalarNode {
+			return at(name, n, "%s: %q must have a single value", key.Value, n.Value)
+		}
+		if _, twice := found[n.Value]; twice {
+			return at(name, n, "%s: %q is set twice", key.Value, n.Value)
+		}
+		found[n.Value] = v.Value
+		if v.Tag == "!!null" {
+			found[n.Value] = "" // as `docker build --build-arg NAME=`
+		}
+		*field = found
+		if err := validAt(name, out, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func keys() []string {
-	out := make([]string, len(fields))
-	for i, f := range fields {
-		out[i] = f.key
+	var out []string
+	for _, f := range fields {
+		out = append(out, f.key)
+	}
+	for _, l := range lists {
+		out = append(out, l.key)
 	}
 	return out
 }
@@ -217,9 +266,9 @@ func memory(s *leapcell.Settings, v string) error {
 // nearest is the key that somebody who wrote given most likely meant, or "".
 func nearest(given string) string {
 	best, least := "", len(given)/3+2
-	for _, f := range fields {
-		if d := distance(strings.ToLower(given), strings.ToLower(f.key)); d < least {
-			best, least = f.key, d
+	for _, key := range keys() {
+		if d := distance(strings.ToLower(given), strings.ToLower(key)); d < least {
+			best, least = key, d
 		}
 	}
 	return best

@@ -26,6 +26,11 @@ startTimeout: 20s
 requestTimeout: 1m
 dormantAfter: 1h
 scaleInDelay: 30s
+dockerfile: deploy/Dockerfile.prod
+buildArgs:
+  VERSION: 1.20
+  DEBUG: true
+  NOTHING:
 `))
 	if err != nil {
 		t.Fatal(err)
@@ -36,6 +41,7 @@ scaleInDelay: 30s
 		MinInstances: 2, MaxInstances: 4, Concurrency: 10,
 		StartTimeout: leapcell.Duration(20 * time.Second), RequestTimeout: leapcell.Duration(time.Minute),
 		DormantAfter: leapcell.Duration(time.Hour), ScaleInDelay: leapcell.Duration(30 * time.Second),
+		Dockerfile: "deploy/Dockerfile.prod", BuildArgs: map[string]string{"VERSION": "1.20", "DEBUG": "true", "NOTHING": ""},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v\nwant %+v", got, want)
@@ -49,7 +55,7 @@ func TestParseSettingsSizes(t *testing.T) {
 			t.Errorf("memory %q: %d, %v; want %d", given, got.MemoryMB, err, want)
 		}
 	}
-	for _, empty := range []string{"", "# nothing\n", "---\n", "port:\n"} {
+	for _, empty := range []string{"", "# nothing\n", "---\n", "port:\n", "buildArgs:\n"} {
 		if got, err := ParseSettings(ConfigFile, []byte(empty)); err != nil || !got.IsZero() {
 			t.Errorf("%q: %+v, %v", empty, got, err)
 		}
@@ -69,6 +75,11 @@ func TestParseSettingsErrors(t *testing.T) {
 		"startTimeout: 10":                      `leapcell.yaml line 1: startTimeout: "10" is not a duration such as 90s or 5m`,
 		"port: [1]":                             `leapcell.yaml line 1: port must be a single value`,
 		"port: 1\nport: 2":                      `leapcell.yaml line 2: "port" is already set on line 1`,
+		"buildArgs: A=1":                        `leapcell.yaml line 1: buildArgs must be names with their values, each on a line of its own`,
+		"buildArgs:\n  A: 1\n  A: 2":            `leapcell.yaml line 3: buildArgs: "A" is set twice`,
+		"buildArgs:\n  A: 1\n  B: [1]":          `leapcell.yaml line 3: buildArgs: "B" must have a single value`,
+		"buildArgs:\n  A: 1\n  B-C: 1":          `leapcell.yaml line 3: buildArgs has "B-C": names of ARG have`,
+		"buildargs: {A: 1}":                     `leapcell.yaml line 1: unknown key "buildargs" (did you mean buildArgs?)`,
 		"- a":                                   `leapcell.yaml line 1: settings must be written as "key: value"`,
 		"a: b: c":                               `leapcell.yaml line 1: mapping values are not allowed`,
 		"runtime: go\n\tport: 1":                `leapcell.yaml line 2: found`,
@@ -85,6 +96,7 @@ func FuzzSettings(f *testing.F) {
 	f.Add("runtime: go\nport: 80")
 	f.Add("memory: 1gb\n? x\n: y")
 	f.Add("&a [*a]")
+	f.Add("buildArgs: {A: 1, B: null}")
 	f.Fuzz(func(t *testing.T, given string) {
 		got, err := ParseSettings(ConfigFile, []byte(given))
 		if err != nil {

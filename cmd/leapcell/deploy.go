@@ -20,10 +20,10 @@ import (
 // settingFlags are the settings of a service as flags.
 type settingFlags struct {
 	runtime, build, start, mode, memory                      string
-	static, staticFallback                                   string
+	static, staticFallback, dockerfile                       string
 	port, minInstances, maxInstances, concurrency            int
 	startTimeout, requestTimeout, dormantAfter, scaleInDelay time.Duration
-	ignorePaths, ignoreAgents, buildEnv                      []string
+	ignorePaths, ignoreAgents, buildEnv, buildArgs           []string
 }
 
 func (f *settingFlags) register(cmd *cobra.Command) {
@@ -42,6 +42,8 @@ func (f *settingFlags) register(cmd *cobra.Command) {
 	fl.DurationVar(&f.dormantAfter, "dormant-after", 0, "without visits for so long it has no instances; default 30m")
 	fl.DurationVar(&f.scaleInDelay, "scale-in-delay", 0, "how long an instance too many stays; default 1m")
 	fl.StringSliceVar(&f.buildEnv, "build-env", nil, "names of the service's variables that builds see, such as NPM_TOKEN; hidden in the log, never in the image")
+	fl.StringVar(&f.dockerfile, "dockerfile", "", "Dockerfile to build, within the root directory; default Dockerfile, where there is one")
+	fl.StringArrayVar(&f.buildArgs, "build-arg", nil, "value of an ARG of the Dockerfile, as NAME=value; may be repeated. Images tell it: it is no place for secrets")
 	fl.StringSliceVar(&f.ignorePaths, "ignore-paths", nil, "paths that the edge answers with 204 and that wake nothing, such as /healthz or /bots/*")
 	fl.StringSliceVar(&f.ignoreAgents, "ignore-agents", nil, "the same for parts of a User-Agent, such as UptimeRobot")
 	fl.StringVar(&f.static, "static", "", "folder with the files of a front end after the build, or none; default: it is recognised")
@@ -58,13 +60,35 @@ func (f *settingFlags) settings(*cobra.Command) (leapcell.Settings, error) {
 		StartTimeout: leapcell.Duration(f.startTimeout), RequestTimeout: leapcell.Duration(f.requestTimeout),
 		DormantAfter: leapcell.Duration(f.dormantAfter), ScaleInDelay: leapcell.Duration(f.scaleInDelay),
 		IgnorePaths: f.ignorePaths, IgnoreAgents: f.ignoreAgents, BuildEnv: f.buildEnv,
-		Static: f.static, StaticFallback: f.staticFallback,
+		Static: f.static, StaticFallback: f.staticFallback, Dockerfile: f.dockerfile,
 	}
 	var err error
+	if s.BuildArgs, err = parseBuildArgs(f.buildArgs); err != nil {
+		return s, err
+	}
 	if s.MemoryMB, err = parseMemory(f.memory); err != nil {
 		return s, err
 	}
 	return s, s.Validate()
+}
+
+// parseBuildArgs reads NAME=value; nil when none are given.
+func parseBuildArgs(given []string) (map[string]string, error) {
+	if len(given) == 0 {
+		return nil, nil
+	}
+	out := make(map[string]string, len(given))
+	for _, one := range given {
+		name, value, ok := strings.Cut(one, "=")
+		if !ok {
+			return nil, leapcell.Errorf(leapcell.CodeInvalid, "--build-arg %q has no value: write it as NAME=value", one)
+		}
+		if _, twice := out[name]; twice {
+			return nil, leapcell.Errorf(leapcell.CodeInvalid, "--build-arg %s is given twice", name)
+		}
+		out[name] = value
+	}
+	return out, nil
 }
 
 // parseMemory reads 512, 512mb or 2gb as megabytes.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -366,6 +367,21 @@ func TestCompletionOffersServices(t *testing.T) {
 	}
 	if r := a.cli(t, "", "__complete", "rollback", "shop", ""); !strings.HasPrefix(r.out, "shop-2\tlive\n") {
 		t.Errorf("offered %q", r.out)
+	}
+}
+
+func TestParseBuildArgs(t *testing.T) {
+	got, err := parseBuildArgs([]string{"VERSION=1.20", "LIST=a,b=c", "EMPTY="})
+	if want := map[string]string{"VERSION": "1.20", "LIST": "a,b=c", "EMPTY": ""}; err != nil || !maps.Equal(got, want) {
+		t.Errorf("%v, %v; want %v", got, err, want)
+	}
+	if got, err := parseBuildArgs(nil); got != nil || err != nil {
+		t.Errorf("without any: %v, %v", got, err)
+	}
+	for given, want := range map[string]string{"VERSION": "write it as NAME=value", "A=1 A=2": "given twice"} {
+		if _, err := parseBuildArgs(strings.Fields(given)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v", given, err)
+		}
 	}
 }
 
