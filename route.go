@@ -56,11 +56,18 @@ type Route struct {
 
 	// Static is the front end that edges serve by themselves, nil for none.
 	Static *RouteStatic `json:"static,omitempty"`
+	// Former are the front ends of former deployments, the newest first, by manifest: pages that
+	// were loaded before a deploy still ask for their files. Only those with a hash in their
+	// names are given.
+	Former []string `json:"former,omitempty"`
 
 	// Plain is set for a job that the platform did not deploy. Edges make such routes from
 	// the job itself; a route variable cannot say it.
 	Plain *PlainJob `json:"-"`
 }
+
+// HasFiles reports whether requests may be for files that edges serve.
+func (r *Route) HasFiles() bool { return r.Static != nil || len(r.Former) > 0 }
 
 // RouteStatic is a front end as an edge needs it.
 type RouteStatic struct {

@@ -12,6 +12,16 @@ import (
 type Commands struct {
 	Build, Start string
 	Why          string // of Start, in a few words; "" when there is nothing to say
+	// Own is Start where Build is not run, because another command is set; "" when it is the same.
+	Own string
+}
+
+// With are the commands beside a build command that is set; "" is none.
+func (c Commands) With(build string) Commands {
+	if build != "" && c.Own != "" {
+		c.Start, c.Why = c.Own, ""
+	}
+	return c
 }
 
 // Heads are the files at the top of a source whose text [Runtime.Defaults] looks at.
@@ -28,7 +38,7 @@ func (r Runtime) Defaults(top map[string]string) Commands {
 		c.Build = r.BuildCommand
 	}
 	if r.StartCommand != "" {
-		c.Start, c.Why = r.StartCommand, ""
+		c.Start, c.Why, c.Own = r.StartCommand, "", ""
 	}
 	return c
 }
@@ -38,6 +48,8 @@ var (
 	djangoName = regexp.MustCompile(`DJANGO_SETTINGS_MODULE["'],\s*["']([A-Za-z_][A-Za-z0-9_]*)\.settings["']`)
 	madeBy     = regexp.MustCompile(`(?m)^([A-Za-z_][A-Za-z0-9_]*)(?:\s*:[^=\n]*)?\s*=\s*(?:fastapi\.|flask\.)?(FastAPI|Flask)\(`)
 )
+
+const runserver = "python manage.py runserver --noreload 0.0.0.0:$PORT"
 
 // guessPython follows the getting-started guides: Django, FastAPI, Flask, then a plain script.
 func guessPython(top map[string]string) Commands {
@@ -60,11 +72,18 @@ func guessPython(top map[string]string) Commands {
 		return false
 	}
 	if text, ok := top["manage.py"]; ok {
-		if found := djangoName.FindStringSubmatch(text); found != nil && needs("gunicorn") {
+		if found := djangoName.FindStringSubmatch(text); found != nil {
 			c.Start, c.Why = "gunicorn --bind 0.0.0.0:$PORT "+found[1]+".wsgi", "Django with gunicorn"
+			if !needs("gunicorn") {
+				// runserver looks into the database before it listens: the guide's is a file beside
+				// manage.py, which an instance cannot make.
+				c.Build = strings.TrimPrefix(c.Build+" && pip install gunicorn", " && ")
+				c.Why += ", which the build installs: runserver is for development"
+				c.Own = runserver
+			}
 			return c
 		}
-		c.Start, c.Why = "python manage.py runserver --noreload 0.0.0.0:$PORT", "Django's manage.py"
+		c.Start, c.Why = runserver, "Django's manage.py"
 		return c
 	}
 	for _, file := range []string{"main.py", "app.py"} {

@@ -101,6 +101,8 @@ func TestDefaults(t *testing.T) {
 	}{
 		"Django": {"python", "pip install -r requirements.txt", "python manage.py runserver --noreload 0.0.0.0:$PORT",
 			map[string]string{"requirements.txt": "Django==5.2\n", "manage.py": "import os"}},
+		"Django of the tutorial": {"python", "pip install -r requirements.txt && pip install gunicorn", "gunicorn --bind 0.0.0.0:$PORT mysite.wsgi",
+			map[string]string{"requirements.txt": "Django\n", "manage.py": "os.environ.setdefault('DJANGO_SETTINGS_MODULE', 'mysite.settings')"}},
 		"Django with gunicorn": {"python", "pip install -r requirements.txt", "gunicorn --bind 0.0.0.0:$PORT mysite.wsgi",
 			map[string]string{"requirements.txt": "Django\ngunicorn==23\n", "manage.py": "os.environ.setdefault('DJANGO_SETTINGS_MODULE', 'mysite.settings')"}},
 		"FastAPI": {"python", "pip install -r requirements.txt", "uvicorn --host 0.0.0.0 --port $PORT main:app",
@@ -140,6 +142,17 @@ func TestDefaults(t *testing.T) {
 }
 
 // Whatever files say, what becomes a command is made of a few harmless characters.
+// Beside a build command of one's own, nothing is started that only ours would have installed.
+func TestStartBesideAnotherBuild(t *testing.T) {
+	c := Runtimes()[0].Defaults(map[string]string{"requirements.txt": "Django", "manage.py": "DJANGO_SETTINGS_MODULE', 'mysite.settings'"})
+	if got := c.With("make").Start; got != runserver {
+		t.Errorf("it starts %q", got)
+	}
+	if got := c.With("").Start; got != "gunicorn --bind 0.0.0.0:$PORT mysite.wsgi" {
+		t.Errorf("beside ours it starts %q", got)
+	}
+}
+
 func FuzzDefaults(f *testing.F) {
 	f.Add("fastapi", "app = FastAPI()", `{"main": "a.js"}`, "[package]\nname = 'a'")
 	f.Add("flask\ngunicorn", "DJANGO_SETTINGS_MODULE', 'a.settings'", `{"scripts": {"build": "x"}}`, "[[bin]]\nname='b'")

@@ -114,6 +114,10 @@ type Config struct {
 	Plan leapcell.Plan // of all workspaces; default hobby
 	Keep int           // superseded deployments that stay registered; default what the plan keeps
 
+	// FormerFor is how long the files of a former front end are there at least, for pages that were
+	// loaded before the deploy; default a day.
+	FormerFor time.Duration
+
 	// Patience is how long a deployment waits for Nomad, Vault or the registry to come
 	// back before it fails; default 5 minutes.
 	Patience time.Duration
@@ -142,6 +146,7 @@ type Config struct {
 func (c Config) withDefaults() Config {
 	orDefault(&c.Plan, leapcell.Plans()[0])
 	orDefault(&c.Keep, c.Plan.ImagesKept)
+	orDefault(&c.FormerFor, 24*time.Hour)
 	orDefault(&c.Patience, 5*time.Minute)
 	orDefault(&c.PlacementPatience, time.Minute)
 	orDefault(&c.StartGrace, 30*time.Second)

@@ -76,7 +76,7 @@ func (d *Deployer) resolve(api leapcell.Settings, tree source.Tree, say func(str
 		return given, err
 	}
 	say(fmt.Sprintf("runtime: %s, %s", runtime, because))
-	found := runtime.Defaults(tree.Heads)
+	found := runtime.Defaults(tree.Heads).With(given.BuildCommand)
 	if given.BuildCommand == "" {
 		say("build command: " + orNone(found.Build) + ", as none is set")
 	}

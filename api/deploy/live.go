@@ -94,9 +94,14 @@ func (d *Deployer) putRoute(ctx context.Context, svc leapcell.Service, dep leapc
 	}); err != nil {
 		return err
 	}
+	route := jobs.Route(d.cfg.Namespace, svc, dep)
+	var err error
+	if route.Former, err = d.formerFronts(ctx, svc, dep); err != nil {
+		return err
+	}
 	var index uint64
-	err := d.patiently(ctx, w, func(ctx context.Context) (err error) {
-		index, err = d.put(ctx, leapcell.RoutesPrefix+svc.ID, jobs.Route(d.cfg.Namespace, svc, dep))
+	err = d.patiently(ctx, w, func(ctx context.Context) (err error) {
+		index, err = d.put(ctx, leapcell.RoutesPrefix+svc.ID, route)
 		return err
 	})
 	if err != nil {

@@ -3,8 +3,10 @@ package deploy
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/leapcell/leapcell"
 	"github.com/leapcell/leapcell/api/build"
@@ -131,20 +133,60 @@ func (d *Deployer) collectFronts(svc leapcell.Service) {
 	d.quiet(svc.ID, err)
 }
 
+// maxFormer bounds how many front ends an edge looks through for one file.
+const maxFormer = 20
+
+// formerFronts are the manifests of the front ends that svc had before dep, the newest first.
+func (d *Deployer) formerFronts(ctx context.Context, svc leapcell.Service, dep leapcell.Deployment) ([]string, error) {
+	if d.cfg.Fronts == nil {
+		return nil, nil
+	}
+	all, err := d.cfg.Store.Deployments(ctx, svc.ID, 0)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	former := 0
+	for _, other := range all {
+		if other.ID == dep.ID || other.Preview != "" || !other.Kept() && other.State != leapcell.Live {
+			continue
+		}
+		former++
+		if other.Static == nil || other.State != leapcell.Live && !d.frontKept(other, former) {
+			continue
+		}
+		same := dep.Static != nil && dep.Static.Manifest == other.Static.Manifest
+		if !same && !slices.Contains(out, other.Static.Manifest) && len(out) < maxFormer {
+			out = append(out, other.Static.Manifest)
+		}
+	}
+	return out, nil
+}
+
+// frontKept reports whether the files of a deployment that was live are still there; former is
+// how many were live since, with it.
+func (d *Deployer) frontKept(dep leapcell.Deployment, former int) bool {
+	return former <= d.cfg.Keep || former <= maxFormer && time.Since(dep.UpdatedAt) < d.cfg.FormerFor
+}
+
 // neededFronts are the manifests of deployments that may be visited, by the service's name or
-// by their own. any says whether there ever was one.
+// by their own, or whose pages may still be open. any says whether there ever was one.
 func (d *Deployer) neededFronts(ctx context.Context, svc leapcell.Service) (keep []string, any bool, err error) {
 	all, err := d.cfg.Store.Deployments(ctx, svc.ID, 0)
 	if err != nil {
 		return nil, false, err
 	}
 	needed := d.needed(all)
+	former := 0
 	for _, dep := range all {
+		if dep.Kept() && dep.Preview == "" {
+			former++
+		}
 		if dep.Static == nil {
 			continue
 		}
 		any = true
-		if needed[dep.ID] {
+		if needed[dep.ID] || dep.Kept() && dep.Preview == "" && d.frontKept(dep, former) {
 			keep = append(keep, dep.Static.Manifest)
 		}
 	}

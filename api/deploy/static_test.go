@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/nomad/api"
 
@@ -76,7 +77,7 @@ func withFronts(t *testing.T, whole bool) (*world, *fakeFronts) {
 func (f *fakeFronts) with(v *view) func(*Config) {
 	mine := *f
 	mine.v = v
-	return func(c *Config) { c.Fronts, c.Keep = &mine, 2 }
+	return func(c *Config) { c.Fronts, c.Keep, c.FormerFor = &mine, 2, time.Nanosecond }
 }
 
 func TestWholeSite(t *testing.T) {
@@ -250,6 +251,57 @@ func TestWhatMayBeASite(t *testing.T) {
 		if (err != nil) != (c.code != "") || err != nil && leapcell.ErrorCode(err) != c.code || err == nil && (got.Runtime != c.want.Runtime || got.BuildCommand != c.want.BuildCommand || got.StartCommand != "") {
 			t.Errorf("%s: %+v, %v", c.name, got, err)
 		}
+	}
+}
+
+// Pages that were loaded before a deploy find their files in the former front ends, for a day at
+// least, also when more were deployed since than can be rolled back to.
+func TestFormerFrontEnds(t *testing.T) {
+	w, f := withFronts(t, true)
+	v := w.view(0, false)
+	d := w.deployer(v, func(c *Config) {
+		f.with(v)(c) // keeps two
+		c.FormerFor = 24 * time.Hour
+	})
+	for range 5 {
+		w.finish(d, w.submit(d).ID)
+	}
+	former := func() []string {
+		t.Helper()
+		route, err := leapcell.ParseRoute(w.values["leapcell/routes/shop-x"])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return route.Former
+	}
+	if got, want := former(), []string{"manifest-4", "manifest-3", "manifest-2", "manifest-1"}; !slices.Equal(got, want) {
+		t.Errorf("the route names %v, want %v", got, want)
+	}
+	d.done.Wait()
+	if len(f.there) != 5 {
+		t.Errorf("at the origin: %v", f.there)
+	}
+	if _, err := d.Split(t.Context(), w.svc["shop-x"], "shop-4", 10); err != nil {
+		t.Fatal(err)
+	}
+	if got := former(); len(got) != 4 {
+		t.Errorf("with a part of the requests for another the route names %v", got)
+	}
+
+	w.mu.Lock()
+	for id, dep := range w.deps {
+		dep.UpdatedAt = time.Now().Add(-24 * time.Hour)
+		w.deps[id] = dep
+	}
+	w.mu.Unlock()
+	w.finish(d, w.submit(d).ID)
+	// What was superseded by this one is new among the former.
+	if got, want := former(), []string{"manifest-5", "manifest-4"}; !slices.Equal(got, want) {
+		t.Errorf("a day later the route names %v, want %v", got, want)
+	}
+	d.done.Wait()
+	if len(f.there) != 3 {
+		t.Errorf("at the origin a day later: %v", f.there)
 	}
 }
 

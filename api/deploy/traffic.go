@@ -30,6 +30,9 @@ func (d *Deployer) Split(ctx context.Context, svc leapcell.Service, id string, p
 		return nil, err
 	}
 	route := jobs.Route(d.cfg.Namespace, svc, live)
+	if route.Former, err = d.formerFronts(ctx, svc, live); err != nil {
+		return nil, err
+	}
 	if percent > 0 {
 		if route.Split, err = d.splitTo(ctx, svc, id, percent); err != nil {
 			return nil, err

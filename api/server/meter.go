@@ -27,10 +27,28 @@ func (s *Server) reportMeters(c *gin.Context) error {
 	if report.Node != "" && report.Node != node {
 		return leapcell.Errorf(leapcell.CodeInvalid, "the report is of node %q but was sent to that of %q", report.Node, node)
 	}
-	if len(report.Meters) > leapcell.MaxMeters {
-		return leapcell.Errorf(leapcell.CodeTooLarge, "the report has %d readings: at most %d are taken", len(report.Meters), leapcell.MaxMeters)
+	return s.addMeters(c, node, report.Meters)
+}
+
+// reportEdgeMeters takes what edges can know: requests that they answered themselves.
+func (s *Server) reportEdgeMeters(c *gin.Context) error {
+	var report leapcell.MeterReport
+	if err := readJSON(c, &report, false); err != nil {
+		return err
 	}
-	if err := s.cfg.Store.AddMeters(c.Request.Context(), node, report.Meters); err != nil {
+	for _, m := range report.Meters {
+		if m.Counters != (leapcell.Counters{Requests: m.Requests, EgressBytes: m.EgressBytes}) {
+			return leapcell.Errorf(leapcell.CodeInvalid, "the reading %s has more than requests and egress: only nodes meter that", m.ID)
+		}
+	}
+	return s.addMeters(c, "edge/"+c.Param("edge"), report.Meters)
+}
+
+func (s *Server) addMeters(c *gin.Context, by string, readings []leapcell.Meter) error {
+	if len(readings) > leapcell.MaxMeters {
+		return leapcell.Errorf(leapcell.CodeTooLarge, "the report has %d readings: at most %d are taken", len(readings), leapcell.MaxMeters)
+	}
+	if err := s.cfg.Store.AddMeters(c.Request.Context(), by, readings); err != nil {
 		return err
 	}
 	c.Status(http.StatusNoContent)

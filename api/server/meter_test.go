@@ -30,6 +30,37 @@ func metered(service string, requests int64) leapcell.Meter {
 	}
 }
 
+// Edges say what they answered themselves, and nothing that only nodes can know.
+func TestEdgeMeters(t *testing.T) {
+	p := newPlatform(t, nil)
+	svc := p.newService("shop")
+	m := metered(svc.ID, 3)
+	m.ComputeMS = 0
+	send := func(path string, readings ...leapcell.Meter) int {
+		t.Helper()
+		b, err := json.Marshal(leapcell.MeterReport{Meters: readings})
+		if err != nil {
+			t.Fatal(err)
+		}
+		status, _, _ := p.do(http.MethodPost, path, p.edge, "application/json", string(b))
+		return status
+	}
+	for range 2 {
+		if r := send("/v1/edges/e1/meters", m); r != http.StatusNoContent {
+			t.Fatalf("status %d", r)
+		}
+	}
+	if u, err := p.client.Usage(t.Context(), "shop", time.Time{}, time.Time{}); err != nil || u.Total.Requests != 3 || u.Total.EgressBytes != 7 || u.Total.ComputeMS != 0 {
+		t.Errorf("usage %+v, %v", u, err)
+	}
+	if r := send("/v1/edges/e1/meters", metered(svc.ID, 9)); r != http.StatusBadRequest && r != http.StatusUnprocessableEntity {
+		t.Errorf("compute time from an edge: %d", r)
+	}
+	if r := send("/v1/nodes/n1/meters"); r != http.StatusForbidden {
+		t.Errorf("an edge as a node: %d", r)
+	}
+}
+
 func TestMeters(t *testing.T) {
 	p := newPlatform(t, nil)
 	ctx := t.Context()

@@ -54,7 +54,7 @@ func (s *Server) logged(c *gin.Context) {
 		s.cfg.Called(c.FullPath(), c.Writer.Status(), time.Since(start))
 	}
 	level := slog.LevelInfo
-	if path := c.FullPath(); c.Request.Method == http.MethodGet || path == "/v1/edges/:edge/report" || path == "/v1/nodes/:node/meters" {
+	if path := c.FullPath(); c.Request.Method == http.MethodGet || path == "/v1/edges/:edge/report" || path == "/v1/nodes/:node/meters" || path == "/v1/edges/:edge/meters" {
 		level = slog.LevelDebug
 	}
 	s.cfg.Log.Log(c.Request.Context(), level, "api call", "method", c.Request.Method, "path", c.Request.URL.Path,

@@ -117,6 +117,8 @@ func (*Server) routes() []Route {
 
 		{http.MethodPost, "/v1/edges/:edge/report", Edge, "Takes in what an edge sees, for the scaler.",
 			"`{edge, services: [{serviceID, deployment, inFlight, queued, requests}]}`", "204", (*Server).edgeReport},
+		{http.MethodPost, "/v1/edges/:edge/meters", Edge, "Counts the requests that an edge answered with files. Readings are cumulative: one that comes twice or late changes nothing.",
+			"`{meters: [{id, serviceID, at, ended, requests, egressBytes}]}`, at most 1000", "204 when they are on the disk", (*Server).reportEdgeMeters},
 		{http.MethodGet, "/v1/static/:service/:sum", Edge, "Gives a static file, or a list of them, by its SHA-256.",
 			"", "200 the content; 307 to where it is", (*Server).staticContent},
 		{http.MethodPost, "/v1/nodes/:node/meters", Node, "Counts what a node metered. Readings are cumulative: one that comes twice or late changes nothing.",

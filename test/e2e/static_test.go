@@ -3,7 +3,6 @@ package e2e
 import (
 	"io"
 	"net/http"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -117,60 +116,8 @@ func siteAnswers(t *testing.T, s *harness.Service, want string) {
 	}
 }
 
-// The app that Vite's guide starts with, from git: https://vite.dev/guide/
-func TestVite(t *testing.T) {
-	harness.Quick(t)
-	t.Parallel()
-	s := frontEnd(t, "vite")
-	page := ask(t, s, "GET", "/", "Accept", "text/html")
-	if page.Status != 200 || !strings.Contains(page.Body, `id="app"`) || page.Header.Get("Cache-Control") != "no-cache" {
-		t.Errorf("%d %q %v", page.Status, page.Body, page.Header)
-	}
-	if deep := ask(t, s, "GET", "/about/us", "Accept", "text/html"); deep.Status != 200 || deep.Body != page.Body {
-		t.Errorf("a path of the app's own: %d %q", deep.Status, deep.Body)
-	}
-	hashed(t, s, page.Body, `(?:src|href)="(/assets/[^"]+)"`, 2)
-	if r := ask(t, s, "GET", "/assets/gone-12345678.js", "Accept", "*/*"); r.Status != 404 {
-		t.Errorf("a script that is not there: %d", r.Status)
-	}
-	if s.Static == nil || !s.Static.Whole || s.Static.Framework != "Vite" || len(s.Allocs(t)) != 0 {
-		t.Errorf("%+v, %d instances", s.Static, len(s.Allocs(t)))
-	}
-}
-
-// The app of Next.js's guide, from git, with its own server: https://nextjs.org/docs/app/getting-started
-func TestNextJS(t *testing.T) {
-	harness.Quick(t)
-	t.Parallel()
-	s := frontEnd(t, "nextjs")
-	page := ask(t, s, "GET", "/", "Accept", "text/html")
-	if page.Status != 200 || !strings.Contains(page.Body, "Hello, Next.js at ") || !strings.Contains(page.Body, s.Live) {
-		t.Errorf("%d %.300q", page.Status, page.Body)
-	}
-	hashed(t, s, page.Body, `src="(/_next/static/[^"]+\.js)"`, 1)
-	if r := ask(t, s, "GET", "/square.svg"); r.Status != 200 || !strings.HasPrefix(r.Header.Get("Content-Type"), "image/svg+xml") || r.Header.Get("ETag") == "" {
-		t.Errorf("a file of public: %d %v", r.Status, r.Header)
-	}
-	if r := ask(t, s, "GET", "/nothing"); r.Status != 404 || !strings.Contains(r.Header.Get("Content-Type"), "text/html") {
-		t.Errorf("what is no file is the app's: %d %v", r.Status, r.Header)
-	}
-	if s.Static == nil || s.Static.Whole || s.Static.Framework != "Next.js" {
-		t.Errorf("%+v", s.Static)
-	}
-}
-
-// frontEnd deploys an app of test/apps from git.
-func frontEnd(t *testing.T, app string) *harness.Service {
-	t.Helper()
-	p := harness.Get(t)
-	url := repository(t, filepath.Join(p.Root, "test", "apps"))
-	name := harness.Name(t)
-	p.Must(t, "deploy", "--git", url, "--branch", "trunk", "--root-dir", "examples/"+app, "--name", name, "--memory", "512mb")
-	return named(t, name)
-}
-
-// hashed visits the files that a page asks for.
-func hashed(t *testing.T, s *harness.Service, page, pattern string, least int) {
+// hashed visits the files that a page asks for, and gives the path of one.
+func hashed(t *testing.T, s *harness.Service, page, pattern string, least int) (path string) {
 	t.Helper()
 	found := regexp.MustCompile(pattern).FindAllStringSubmatch(page, -1)
 	if len(found) < least {
@@ -181,5 +128,7 @@ func hashed(t *testing.T, s *harness.Service, page, pattern string, least int) {
 		if r.Status != 200 || r.Header.Get("Cache-Control") != "public, max-age=31536000, immutable" || r.Header.Get("Server-Timing") != "" {
 			t.Errorf("%s: %d %v", f[1], r.Status, r.Header)
 		}
+		path = f[1]
 	}
+	return path
 }

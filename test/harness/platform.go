@@ -64,7 +64,11 @@ func Acquire(ctx context.Context, args ...string) (p *Platform, release func() e
 
 // UpNew brings up a platform in a new folder, on ports of its own and without a sample.
 func UpNew(ctx context.Context, dir string, args ...string) error {
-	return command(ctx, append([]string{"up", "--state-dir", dir, "--free-ports", "--no-sample", "--runtime", os.Getenv("LEAPCELL_TEST_LAUNCHER"),
+	mirrors, err := hubSetting()
+	if err != nil {
+		return err
+	}
+	return command(ctx, append([]string{"up", "--state-dir", dir, "--free-ports", "--no-sample", "--runtime", os.Getenv("LEAPCELL_TEST_LAUNCHER"), "--set", mirrors,
 		// Tests wait for most of their time: several deploy at once.
 		"--set", "leapcelld.builds=4", "--set", "leapcelld.deployments-per-day=0", "--set", "leapcelld.automatic-per-day=0",
 		"--set", "leapcelld.source-networks=127.0.0.0/8"}, args...)...)

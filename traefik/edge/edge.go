@@ -22,8 +22,8 @@ type Config struct {
 	Listen string // address for visitors
 	// AdminListen is an address for /ping and /metrics; empty for none.
 	AdminListen string
-	// DataDir keeps the certificate for names that have none, and static files; empty: new ones
-	// each start.
+	// DataDir keeps the certificate for names that have none, static files, and the figures that
+	// no control plane has taken yet; empty: new ones each start.
 	DataDir string
 	// StaticBytes bounds the static files that are kept there.
 	StaticBytes int64
@@ -96,7 +96,8 @@ func Run(ctx context.Context, cfg Config) error {
 	if len(cfg.JobNamespaces) > 0 {
 		middleware.Jobs = routes.NewKeeper(nomad, table, cfg.ID)
 	}
-	fronts, err := newFronts(cfg)
+	meters := newMeters(cfg, cfg.metersDir())
+	fronts, err := newFronts(cfg, meters)
 	if err != nil {
 		return err
 	}
@@ -121,6 +122,7 @@ func Run(ctx context.Context, cfg Config) error {
 	ready := static.NewReady(fronts.server, table)
 	helpers.Go(func() { ready.Run(background) })
 	helpers.Go(func() { reportLoad(background, cfg, handler, ready) })
+	helpers.Go(func() { meters.deliver(background) })
 	helpers.Go(func() { admin.run(background) })
 	defer helpers.Wait()
 	defer stop()

@@ -13,7 +13,7 @@ type fronts struct {
 	dir    string // to be removed at the end, "" for none
 }
 
-func newFronts(cfg Config) (*fronts, error) {
+func newFronts(cfg Config, m *meters) (*fronts, error) {
 	f := &fronts{}
 	dir := filepath.Join(cfg.DataDir, "static")
 	if cfg.DataDir == "" {
@@ -24,11 +24,19 @@ func newFronts(cfg Config) (*fronts, error) {
 		f.dir = dir
 	}
 	var err error
-	f.server, err = static.New(static.Config{Dir: dir, MaxBytes: cfg.StaticBytes, APIs: cfg.APIAddrs, Token: cfg.APIToken, Log: cfg.Log})
+	f.server, err = static.New(static.Config{Dir: dir, MaxBytes: cfg.StaticBytes, APIs: cfg.APIAddrs, Token: cfg.APIToken, Count: m.Count, Log: cfg.Log})
 	if err != nil {
 		f.close()
 	}
 	return f, err
+}
+
+// metersDir is where static requests are counted, "" for memory only.
+func (c Config) metersDir() string {
+	if c.DataDir == "" {
+		return ""
+	}
+	return filepath.Join(c.DataDir, "meters")
 }
 
 func (f *fronts) close() {

@@ -130,15 +130,15 @@ func (t *Table) publish(change func(next *state)) {
 // RoutesIndex is the index of Nomad up to which the routes are known.
 func (t *Table) RoutesIndex() uint64 { return t.now.Load().index }
 
-// Fronts are the routes of the platform's services that have a front end.
+// Fronts are the routes of the platform's services that have a front end, or had one.
 func (t *Table) Fronts() []*leapcell.Route {
 	var out []*leapcell.Route
 	for _, s := range t.now.Load().routes {
-		if s.root != nil && s.root.Static != nil {
+		if s.root != nil && s.root.HasFiles() {
 			out = append(out, s.root)
 		}
 		for _, p := range s.paths {
-			if p.route.Static != nil {
+			if p.route.HasFiles() {
 				out = append(out, p.route)
 			}
 		}

@@ -23,23 +23,24 @@ func (s *Server) file(w http.ResponseWriter, r *http.Request, route *leapcell.Ro
 		head.Set("Vary", "Accept-Encoding")
 	}
 	if !ok {
-		return say(w, r, http.StatusNotAcceptable, "No encoding of this file is acceptable")
+		return s.say(w, r, route, http.StatusNotAcceptable, "No encoding of this file is acceptable")
 	}
 	tag := `"` + content.SHA256[:32] + `"`
 	span := span{0, content.Size}
 	if status == http.StatusOK {
 		switch status = conditions(r, tag); status {
 		case http.StatusPreconditionFailed:
-			return say(w, r, status, "The file has changed")
+			return s.say(w, r, route, status, "The file has changed")
 		case http.StatusNotModified:
 			entity(head, f, tag)
+			s.count(route, 0)
 			w.WriteHeader(status)
 			return wake.StaticResult{Status: status}
 		}
 		span, status = part(r, tag, content.Size)
 		if status == http.StatusRequestedRangeNotSatisfiable {
 			head.Set("Content-Range", "bytes */"+strconv.FormatInt(content.Size, 10))
-			return say(w, r, status, "The file has no such part")
+			return s.say(w, r, route, status, "The file has no such part")
 		}
 		head.Set("Accept-Ranges", "bytes")
 		entity(head, f, tag)
@@ -51,7 +52,7 @@ func (s *Server) file(w http.ResponseWriter, r *http.Request, route *leapcell.Ro
 		var err error
 		if body, err = s.open(r.Context(), route.ServiceID, content); err != nil {
 			clear(head, "Vary", "Accept-Ranges", "ETag", "Cache-Control")
-			return s.without(r.Context(), route.Static.Whole, err)
+			return s.without(r.Context(), whole(route), err)
 		}
 		defer body.Close()
 	}
@@ -64,12 +65,14 @@ func (s *Server) file(w http.ResponseWriter, r *http.Request, route *leapcell.Ro
 	head.Set("Content-Type", f.Type)
 	head.Set("X-Content-Type-Options", "nosniff")
 	head.Set("Content-Length", strconv.FormatInt(span.size, 10))
-	w.WriteHeader(status)
 	result := wake.StaticResult{Status: status}
 	if body == nil {
+		s.count(route, 0)
+		w.WriteHeader(status)
 		return result
 	}
-	n, err := copyTo(w, io.NewSectionReader(body, span.start, span.size))
+	w.WriteHeader(status)
+	n, err := s.send(w, route, body, span)
 	result.Bytes, result.Aborted = n, err != nil
 	if err == nil && n < span.size { // the disk has less than it had: never a silently shorter answer
 		panic(http.ErrAbortHandler)
@@ -77,10 +80,37 @@ func (s *Server) file(w http.ResponseWriter, r *http.Request, route *leapcell.Ro
 	return result
 }
 
-var buffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
+// send sends a part of a file. The request is counted before its last piece leaves: who has all of
+// it was counted, and who was cut off by the end of this process was not. [BI3]
+func (s *Server) send(w io.Writer, route *leapcell.Route, body io.ReaderAt, part span) (int64, error) {
+	first := max(0, part.size-bufferSize)
+	n, err := copyTo(w, io.NewSectionReader(body, part.start, first))
+	if err != nil || n < first {
+		s.count(route, n)
+		return n, err
+	}
+	s.count(route, part.size)
+	last, err := copyTo(w, io.NewSectionReader(body, part.start+first, part.size-first))
+	n += last
+	if n != part.size && s.cfg.Count != nil {
+		s.cfg.Count(route.ServiceID, 0, n-part.size)
+	}
+	return n, err
+}
+
+// count counts one request.
+func (s *Server) count(route *leapcell.Route, bytes int64) {
+	if s.cfg.Count != nil {
+		s.cfg.Count(route.ServiceID, 1, bytes)
+	}
+}
+
+const bufferSize = 32 << 10
+
+var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 
 func copyTo(w io.Writer, r io.Reader) (int64, error) {
-	buffer := buffers.Get().(*[32 << 10]byte)
+	buffer := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(buffer)
 	return io.CopyBuffer(w, r, buffer[:])
 }
@@ -102,11 +132,16 @@ func clear(head http.Header, names ...string) {
 }
 
 // say answers with a line of text.
-func say(w http.ResponseWriter, r *http.Request, status int, text string) wake.StaticResult {
+func (s *Server) say(w http.ResponseWriter, r *http.Request, route *leapcell.Route, status int, text string) wake.StaticResult {
 	head := w.Header()
 	head.Set("Content-Type", "text/plain; charset=utf-8")
 	head.Set("X-Content-Type-Options", "nosniff")
 	head.Set("Content-Length", strconv.Itoa(len(text)+1))
+	bytes := int64(len(text) + 1)
+	if r.Method == http.MethodHead {
+		bytes = 0
+	}
+	s.count(route, bytes)
 	w.WriteHeader(status)
 	if r.Method == http.MethodHead {
 		return wake.StaticResult{Status: status}

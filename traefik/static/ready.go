@@ -11,7 +11,7 @@ import (
 type Table interface {
 	RoutesIndex() uint64
 	Changed() <-chan struct{}
-	// Fronts are the routes with a front end.
+	// Fronts are the routes with a front end, their own or a former one.
 	Fronts() []*leapcell.Route
 }
 
@@ -69,14 +69,24 @@ func (r *Ready) Run(ctx context.Context) {
 func (r *Ready) fetch(ctx context.Context, seen map[string]bool) map[string]bool {
 	now := map[string]bool{}
 	for _, route := range r.table.Fronts() {
-		digest := route.Static.Manifest
+		digests := route.Former
+		if route.Static != nil {
+			digests = append([]string{route.Static.Manifest}, digests...)
+		}
+		r.read(ctx, route.ServiceID, digests, seen, now)
+	}
+	return now
+}
+
+// read reads the lists that were not seen yet, and notes them.
+func (r *Ready) read(ctx context.Context, service string, digests []string, seen, now map[string]bool) {
+	for _, digest := range digests {
 		if !seen[digest] && !now[digest] && ctx.Err() == nil {
-			if _, err := r.server.await(ctx, route); err != nil && ctx.Err() == nil {
+			if _, err := r.server.await(ctx, service, digest); err != nil && ctx.Err() == nil {
 				r.server.log.Warn("the list of a site's files could not be read; it will be tried again with its next request",
-					"service", route.ServiceID, "error", err)
+					"service", service, "error", err)
 			}
 		}
 		now[digest] = true
 	}
-	return now
 }

@@ -27,7 +27,10 @@ type Config struct {
 	MaxBytes int64    // of them together
 	APIs     []string // addresses of the control planes, which give what is not here
 	Token    string   // for them
-	Log      *slog.Logger
+	// Count is told of each answer before its end is sent: one request, and the bytes of its body.
+	// What was not sent after all is taken back. nil for nobody.
+	Count func(service string, requests, bytes int64)
+	Log   *slog.Logger
 }
 
 // maxListed bounds the files in all lists that are in memory.
@@ -41,11 +44,11 @@ type Server struct {
 	flight singleflight.Group
 	log    *slog.Logger
 
-	mu     sync.Mutex
-	sites  map[string]*site // by manifest
-	listed int              // files of all sites
-	tick   atomic.Int64     // grows with each use
-	said   atomic.Int64     // when it was last logged that files cannot be had
+	mu    sync.Mutex
+	sites map[string]*site // by manifest
+	total int              // files of all sites
+	tick  atomic.Int64     // grows with each use
+	said  atomic.Int64     // when it was last logged that files cannot be had
 }
 
 // site is a front end's list, by path.
@@ -67,17 +70,21 @@ func New(cfg Config) (*Server, error) {
 // Serve answers a request if a file of the route is meant by it. other is the other route of
 // two that share the requests, or nil: pages of the one ask for files of the other.
 func (s *Server) Serve(w http.ResponseWriter, r *http.Request, route, other *leapcell.Route) wake.StaticResult {
-	whole := route.Static != nil && route.Static.Whole
+	whole := whole(route)
 	reads := r.Method == http.MethodGet || r.Method == http.MethodHead
 	if !reads && whole {
 		w.Header().Set("Allow", "GET, HEAD")
-		return say(w, r, http.StatusMethodNotAllowed, "This site takes GET and HEAD only")
+		return s.say(w, r, route, http.StatusMethodNotAllowed, "This site takes GET and HEAD only")
 	}
 	if !reads {
 		return wake.StaticResult{}
 	}
 	mine, err := s.site(r.Context(), route)
 	if err != nil {
+		// A name with a hash means the same in every list, and no instance has a former one's.
+		if f := s.former(r, route, other); f != nil {
+			return s.file(w, r, route, f, http.StatusOK)
+		}
 		return s.without(r.Context(), whole, err)
 	}
 	if mine != nil {
@@ -93,11 +100,45 @@ func (s *Server) Serve(w http.ResponseWriter, r *http.Request, route, other *lea
 			}
 		}
 	}
+	if f := s.former(r, route, other); f != nil {
+		return s.file(w, r, route, f, http.StatusOK)
+	}
 	if !whole {
 		return wake.StaticResult{}
 	}
 	return s.page(w, r, route, mine)
 }
+
+// formerWait is how long a file may wait for the list of a former front end. Usually it is here.
+const formerWait = time.Second
+
+// former gives the file that only pages of a former deployment ask for, nil if there is none.
+func (s *Server) former(r *http.Request, route, other *leapcell.Route) *front.File {
+	digests := route.Former
+	if len(digests) == 0 && other != nil {
+		digests = other.Former // the service's own route has them
+	}
+	if len(digests) == 0 || path.Ext(r.URL.Path) == "" { // names with a hash have an extension
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), formerWait)
+	defer cancel()
+	for _, digest := range digests {
+		site := s.listed(digest)
+		if site == nil {
+			var err error
+			if site, err = s.await(ctx, route.ServiceID, digest); err != nil {
+				continue
+			}
+		}
+		if f := site.files[r.URL.Path]; f != nil && f.Immutable {
+			return f
+		}
+	}
+	return nil
+}
+
+func whole(route *leapcell.Route) bool { return route.Static != nil && route.Static.Whole }
 
 // page answers with what a path stands for in a whole site that is no file's own.
 func (s *Server) page(w http.ResponseWriter, r *http.Request, route *leapcell.Route, site *site) wake.StaticResult {
@@ -113,7 +154,7 @@ func (s *Server) page(w http.ResponseWriter, r *http.Request, route *leapcell.Ro
 		to := url.URL{Path: p + "/", RawQuery: r.URL.RawQuery}
 		w.Header().Set("Location", to.String())
 		w.Header().Set("Cache-Control", "no-cache")
-		return say(w, r, http.StatusMovedPermanently, "Moved to "+to.Path)
+		return s.say(w, r, route, http.StatusMovedPermanently, "Moved to "+to.Path)
 	}
 	f := site.fallback
 	switch {
@@ -123,7 +164,7 @@ func (s *Server) page(w http.ResponseWriter, r *http.Request, route *leapcell.Ro
 		return s.file(w, r, route, f, http.StatusOK)
 	}
 	w.Header().Set("Cache-Control", "no-cache")
-	return say(w, r, http.StatusNotFound, "There is nothing at this address")
+	return s.say(w, r, route, http.StatusNotFound, "There is nothing at this address")
 }
 
 // wantsPage tells somebody who goes to a page from a page that asks for one of its files: a
@@ -158,27 +199,33 @@ func (s *Server) site(ctx context.Context, route *leapcell.Route) (*site, error)
 		return nil, nil
 	}
 	digest := route.Static.Manifest
+	if found := s.listed(digest); found != nil {
+		return found, nil
+	}
+	if !route.Static.Whole && front.IsSum(digest) {
+		s.flight.DoChan("list "+digest, func() (any, error) { return s.load(route.ServiceID, digest) })
+		return nil, errSoon
+	}
+	return s.await(ctx, route.ServiceID, digest)
+}
+
+// listed gives a list that is in memory, else nil.
+func (s *Server) listed(digest string) *site {
 	s.mu.Lock()
 	found := s.sites[digest]
 	s.mu.Unlock()
 	if found != nil {
 		found.used.Store(s.tick.Add(1))
-		return found, nil
 	}
+	return found
+}
+
+// await gives a list, and waits for it.
+func (s *Server) await(ctx context.Context, service, digest string) (*site, error) {
 	if !front.IsSum(digest) {
 		return nil, errors.New("the route names no list of files")
 	}
-	if !route.Static.Whole {
-		s.flight.DoChan("list "+digest, func() (any, error) { return s.load(route.ServiceID, digest) })
-		return nil, errSoon
-	}
-	return s.await(ctx, route)
-}
-
-// await gives the list of a route that has one, and waits for it.
-func (s *Server) await(ctx context.Context, route *leapcell.Route) (*site, error) {
-	digest := route.Static.Manifest
-	done := s.flight.DoChan("list "+digest, func() (any, error) { return s.load(route.ServiceID, digest) })
+	done := s.flight.DoChan("list "+digest, func() (any, error) { return s.load(service, digest) })
 	select {
 	case got := <-done:
 		if got.Err != nil {
@@ -223,16 +270,16 @@ func (s *Server) remember(digest string, found *site) {
 	defer s.mu.Unlock()
 	if s.sites[digest] == nil {
 		s.sites[digest] = found
-		s.listed += len(found.files)
+		s.total += len(found.files)
 	}
-	for s.listed > maxListed && len(s.sites) > 1 {
+	for s.total > maxListed && len(s.sites) > 1 {
 		oldest := ""
 		for d, one := range s.sites {
 			if d != digest && (oldest == "" || one.used.Load() < s.sites[oldest].used.Load()) {
 				oldest = d
 			}
 		}
-		s.listed -= len(s.sites[oldest].files)
+		s.total -= len(s.sites[oldest].files)
 		delete(s.sites, oldest)
 	}
 }

@@ -215,7 +215,7 @@ func TestWhole(t *testing.T) {
 // warm waits until the list of an app's files is here.
 func warm(t *testing.T, s *Server, route *leapcell.Route) {
 	t.Helper()
-	if _, err := s.await(t.Context(), route); err != nil {
+	if _, err := s.await(t.Context(), route.ServiceID, route.Static.Manifest); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -259,6 +259,110 @@ func TestSplit(t *testing.T) {
 	warm(t, s, two)
 	if w := ask(s, &leapcell.Route{ServiceID: service}, two, "GET", "/assets/two-1234abcd.js"); w.Body.String() != "two();" {
 		t.Errorf("beside an app without: %d %q", w.Code, w.Body)
+	}
+}
+
+// Each answer counts once, with the bytes of its body.
+func TestCount(t *testing.T) {
+	p := newPlatform(t)
+	long := strings.Repeat("x", 3*bufferSize+5)
+	route := p.publish(true, "/404.html", map[string]string{"/index.html": "<p>home", "/404.html": "<p>nothing", "/long.txt": long})
+	app := p.publish(false, "", map[string]string{"/a.txt": "hello"})
+	s := p.edge(t.TempDir(), 1<<20)
+	var requests, bytes int64
+	s.cfg.Count = func(id string, n, size int64) {
+		if id != service {
+			t.Errorf("%q is charged", id)
+		}
+		requests, bytes = requests+n, bytes+size
+	}
+	for i, c := range []struct {
+		route          *leapcell.Route
+		method, target string
+		head           []string
+		bytes          int64
+	}{
+		{route, "GET", "/", nil, 7}, {route, "HEAD", "/", nil, 0}, {route, "GET", "/none", nil, 10}, {route, "GET", "/long.txt", nil, int64(len(long))},
+		{route, "GET", "/long.txt", []string{"Range", "bytes=5-"}, int64(len(long)) - 5}, {route, "GET", "/", []string{"If-None-Match", "*"}, 0},
+		{route, "POST", "/", nil, 34}, {route, "GET", "/long.txt", []string{"Range", "bytes=999999-"}, 26},
+	} {
+		requests, bytes = 0, 0
+		w := ask(s, c.route, nil, c.method, c.target, c.head...)
+		if requests != 1 || bytes != c.bytes || int64(w.Body.Len()) != c.bytes {
+			t.Errorf("%d: %s %s: %d requests, %d bytes, want %d; %d were sent", i, c.method, c.target, requests, bytes, c.bytes, w.Body.Len())
+		}
+	}
+	requests, bytes = 0, 0
+	if w := ask(s, app, nil, "GET", "/api"); w.Code != 0 || requests != 0 {
+		t.Errorf("what is for an instance: %d requests", requests)
+	}
+	// The last piece is what the visitor does not take: all before it counts.
+	file, err := s.open(t.Context(), service, front.Content{SHA256: sum(long), Size: int64(len(long))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	for _, taken := range []int{0, bufferSize, len(long) - 1} {
+		requests, bytes = 0, 0
+		n, err := s.send(&leaves{after: taken}, route, file, span{0, int64(len(long))})
+		if err == nil || requests != 1 || bytes != n || n != int64(taken) {
+			t.Errorf("a visitor who takes %d bytes: %d requests and %d bytes, %d sent, %v", taken, requests, bytes, n, err)
+		}
+	}
+}
+
+// leaves is a visitor who takes so many bytes.
+type leaves struct{ after int }
+
+func (l *leaves) Write(b []byte) (int, error) {
+	n := min(len(b), l.after)
+	l.after -= n
+	if n < len(b) {
+		return n, io.ErrClosedPipe
+	}
+	return n, nil
+}
+
+// A page from before a deploy finds its files in the former front ends, and nothing else there.
+func TestFormer(t *testing.T) {
+	p := newPlatform(t)
+	now := p.publish(true, "/index.html", map[string]string{"/index.html": "<p>now", "/assets/b-1234abcd.js": "now b"})
+	app := p.publish(false, "", map[string]string{"/assets/b-1234abcd.js": "now b"})
+	none := &leapcell.Route{ServiceID: service}
+	last := p.publish(true, "/index.html", map[string]string{"/index.html": "<p>last", "/assets/a-1234abcd.js": "last a", "/robots.txt": "last"})
+	older := p.publish(true, "", map[string]string{"/assets/old-1234abcd.css": "older", "/assets/b-1234abcd.js": "older b"})
+	for _, r := range []*leapcell.Route{now, app, none} {
+		// One that is gone costs the others nothing.
+		r.Former = []string{last.Static.Manifest, sum("gone"), "not a digest", older.Static.Manifest}
+	}
+	other := p.publish(false, "", map[string]string{"/b.txt": "hello"})
+	s := p.edge(t.TempDir(), 1<<20)
+	for _, c := range []struct {
+		route, other *leapcell.Route
+		target       string
+		status       int
+		body         string
+	}{
+		{now, nil, "/assets/a-1234abcd.js", 200, "last a"},
+		{now, nil, "/assets/old-1234abcd.css", 200, "older"},
+		{now, nil, "/assets/b-1234abcd.js", 200, "now b"},
+		{now, nil, "/robots.txt", 404, "There is nothing at this address\n"},
+		{now, nil, "/", 200, "<p>now"},
+		{now, nil, "/assets/never-1234abcd.js", 404, "There is nothing at this address\n"},
+		{app, nil, "/assets/old-1234abcd.css", 200, "older"},
+		{app, nil, "/index.html", 0, ""},
+		{app, nil, "/api", 0, ""},
+		{none, nil, "/assets/a-1234abcd.js", 200, "last a"},
+		{none, nil, "/", 0, ""},
+		{other, now, "/assets/a-1234abcd.js", 200, "last a"}, // while the requests are shared
+	} {
+		w := ask(s, c.route, c.other, "GET", c.target)
+		if w.Code == 0 && c.status != 0 && c.route == app { // the app's own list was on its way
+			t.Errorf("%s is left to the instances, which have not got it", c.target)
+		}
+		if w.Code != c.status || w.Body.String() != c.body {
+			t.Errorf("%s: %d %q, want %d %q", c.target, w.Code, w.Body, c.status, c.body)
+		}
 	}
 }
 
@@ -475,8 +579,8 @@ func TestListsHaveABound(t *testing.T) {
 		s.remember(strconv.Itoa(i), one)
 		s.sites["0"].used.Store(s.tick.Add(1)) // in use
 	}
-	if s.listed > maxListed || s.sites["0"] == nil || s.sites["5"] == nil || s.sites["1"] != nil {
-		t.Errorf("%d files are listed, of %d sites", s.listed, len(s.sites))
+	if s.total > maxListed || s.sites["0"] == nil || s.sites["5"] == nil || s.sites["1"] != nil {
+		t.Errorf("%d files are listed, of %d sites", s.total, len(s.sites))
 	}
 }
 

@@ -128,7 +128,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	other := h.split(call)
 	prepare(r, call)
-	if (call.route.Static != nil || other != nil && other.Static != nil) && h.serveStatic(w, r, call, other) {
+	if (call.route.HasFiles() || other != nil && other.HasFiles()) && h.serveStatic(w, r, call, other) {
 		return
 	}
 	s := h.service(call.route)

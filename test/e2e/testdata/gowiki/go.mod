@@ -1,0 +1,3 @@
+module gowiki
+
+go 1.24
