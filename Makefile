@@ -76,7 +76,7 @@ clauses-v2: build tools ## the same in a virtual machine with cgroup v2 alone (a
 soak: build tools ## a thousand instances through the driver, and what is left of them (as root; N=1000)
 	LEAPCELL_SOAK_CYCLES=$(if $(filter-out file,$(origin N)),$(N),1000) $(GO) run ./test/with $(GO) test -count=1 -v -timeout 60m ./test/soak
 
-bench: build tools ## benchmarks, all of them small (BENCH=full: at size; BENCH=cold, resume, warm, burst, routes, idle, mixed, chaos or start alone; BENCHFLAGS='-for 5m -seed 7')
+bench: build tools ## benchmarks, all of them small (BENCH=full: at size; BENCH=cold, resume, warm, burst, routes, idle, mixed, chaos, build or start alone; BENCHFLAGS='-for 5m -seed 7')
 ifeq ($(BENCH),start)
 	$(GO) test -run '^$$' -bench . -benchtime $(N)x ./driver/cell
 else

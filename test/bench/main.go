@@ -8,6 +8,7 @@
 //	go run ./test/bench -bench burst -services 100
 //	go run ./test/bench -bench idle -idle 1000
 //	go run ./test/bench -bench mixed -for 10m
+//	go run ./test/bench -bench build -n 3 -runtimes python,go
 //	go run ./test/bench -bench chaos -for 5m -seed 42
 //
 // It uses the platform that LEAPCELL_TEST_STATE names, else one of its own. What is compared
@@ -48,7 +49,7 @@ type config struct {
 
 // benches are the benchmarks by name.
 var benches = map[string]func(*session, config) ([]result, error){
-	"cold": cold, "resume": resume, "warm": warm, "burst": burst, "routes": routes, "mixed": mixed, "idle": idle, "chaos": chaos,
+	"cold": cold, "resume": resume, "warm": warm, "burst": burst, "routes": routes, "mixed": mixed, "idle": idle, "chaos": chaos, "build": build,
 }
 
 // whole is what one benchmark does when it is asked for by its name.
@@ -98,7 +99,7 @@ func main() {
 	flag.StringVar(&out, "out", "", "folder for the reports (default docs/benchmarks; quick: docs/benchmarks/quick)")
 	flag.IntVar(&c.services, "services", c.services, "burst: services, at most 100 are woken at once")
 	flag.IntVar(&c.routes, "routes", c.routes, "routes: how many in the end")
-	flag.DurationVar(&c.last, "for", c.last, "mixed, chaos: how long")
+	flag.DurationVar(&c.last, "for", c.last, "mixed, chaos: how long; build: after which no further round is begun")
 	flag.IntVar(&c.idle, "idle", c.idle, "idle: suspended services in the end")
 	flag.DurationVar(&c.window, "window", c.window, "idle: how long CPU time is watched")
 	flag.Uint64Var(&seed, "seed", seed, "mixed, chaos: what happens at random (default one that is printed)")
