@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"log"
 	"maps"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -454,6 +455,40 @@ func TestCommitCancelled(t *testing.T) {
 	}
 	if _, _, err := s.Commit(ctx, base, Result{Upper: upper}, r.host+"/app:2", nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("error is %v, want the context's", err)
+	}
+}
+
+// The registry is killed while a layer is being pushed, and comes back.
+func TestCommitWaitsForTheRegistry(t *testing.T) {
+	r, s := newRegistry(t), newStore(t)
+	ref := r.push(t, gzipped(t, file{name: "a", text: "1"}))
+	_, rest, _ := strings.Cut(ref, "/")
+	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: r.host})
+	var cut atomic.Int32
+	away := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if req.Method == http.MethodPatch && cut.Add(1) == 1 {
+			_, _ = io.CopyN(io.Discard, req.Body, 1<<20)
+			conn, _, err := w.(http.Hijacker).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_ = conn.(*net.TCPConn).SetLinger(0) // what is under way is answered with a reset, as by the kernel after a kill
+			conn.Close()
+			return
+		}
+		req.Host = req.URL.Host
+		proxy.ServeHTTP(w, req)
+	}))
+	defer away.Close()
+	host := strings.TrimPrefix(away.URL, "http://")
+	base := pull(t, s, host+"/"+rest)
+	upper := t.TempDir()
+	if err := os.WriteFile(filepath.Join(upper, "x"), make([]byte, 32<<20), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.Commit(t.Context(), base, Result{Upper: upper}, host+"/app:2", nil); err != nil || cut.Load() < 2 {
+		t.Errorf("%v, after %d attempts", err, cut.Load())
 	}
 }
 

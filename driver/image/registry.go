@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -221,6 +222,9 @@ func rest(ctx context.Context, d time.Duration) error {
 	}
 }
 
+// transferring is what fails when a registry is killed; what is pushed from a file or pipe is a "readfrom".
+var transferring = []string{"dial", "read", "write", "readfrom"}
+
 // isAway reports whether err is of a registry that may be back in a moment.
 func isAway(err error) bool {
 	var known *leapcell.Error
@@ -229,7 +233,7 @@ func isAway(err error) bool {
 	}
 	var broken *net.OpError
 	var answer *transport.Error
-	return errors.As(err, &broken) && (broken.Op == "dial" || broken.Op == "read" || broken.Op == "write") ||
+	return errors.As(err, &broken) && slices.Contains(transferring, broken.Op) ||
 		errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) ||
 		errors.As(err, &answer) && temporary(answer.StatusCode)
 }
