@@ -182,7 +182,7 @@ func (g *Gate) thaw() *refusal {
 
 // refusal is what new requests are told in a state that takes none. The caller holds mu.
 func (g *Gate) refusal() *refusal {
-	if g.state != Failed || g.wasReady {
+	if g.state != Failed || g.wasReady || g.killed {
 		return gone
 	}
 	r := &refusal{status: http.StatusBadGateway, code: g.failure.Code, text: leapcell.TextStartFailed}

@@ -99,7 +99,8 @@ func (c Config) withDefaults() Config {
 //
 // Held requests leave Starting by being passed on (Ready), answered 502 with the reason
 // (Failed) or sent elsewhere by 503 and HeaderGone (Draining). After a crash of an app that
-// was ready, waiting ones are sent elsewhere too: only those it worked on fail. [LI5]
+// was ready, waiting ones are sent elsewhere too: only those it worked on fail. [LI5] So are
+// those that wait for the start of an app that somebody else killed.
 type State int
 
 // The states of a gate.
@@ -143,6 +144,7 @@ type Gate struct {
 	state     State
 	backend   Backend
 	failure   leapcell.GateStatus // why it failed
+	killed    bool                // while it started, see Killed
 	wasReady  bool
 	launched  time.Time // process start
 	ready     time.Time
@@ -237,9 +239,23 @@ func (g *Gate) Exited(exitCode int, message string) {
 	g.fail(leapcell.GateStatus{Code: leapcell.CodeStartExited, Message: message, ExitCode: &exitCode}, true)
 }
 
+// Killed is Exited for an app that did not end by itself, nor by want of memory: that says
+// nothing about whether it can start. Who waits for the start is sent elsewhere.
+func (g *Gate) Killed(exitCode int, message string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.killed = g.state == Starting
+	g.enterFailed(leapcell.GateStatus{Code: leapcell.CodeUnavailable, Message: message, ExitCode: &exitCode}, true)
+}
+
 func (g *Gate) fail(s leapcell.GateStatus, crash bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.enterFailed(s, crash)
+}
+
+// enterFailed is fail. The caller holds mu.
+func (g *Gate) enterFailed(s leapcell.GateStatus, crash bool) {
 	if g.state != Starting && (g.state != Ready || !crash) {
 		return
 	}
@@ -315,12 +331,12 @@ func (g *Gate) Close(ctx context.Context) {
 	if g.state == Starting || g.state == Ready {
 		g.enterState(Draining)
 	}
-	drained, wasReady := g.drained, g.wasReady
+	drained, gone := g.drained, g.wasReady || g.killed
 	g.mu.Unlock()
 	switch {
 	case drained:
 		g.awaitGoodbyes(ctx, goodbye)
-	case wasReady:
+	case gone:
 		g.awaitGoodbyes(ctx, lastWords)
 	}
 	g.awaitLanes(ctx)

@@ -809,6 +809,39 @@ func TestLI5_Crash(t *testing.T) {
 	})
 }
 
+// Who kills an app while it starts says nothing about it: another instance may do.
+func TestKilledDuringTheStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, Config{}, hello)
+		f.gate.Launched(f.app, time.Now())
+		held := make(chan answer, 1)
+		go func() { held <- f.get("/") }()
+		synctest.Wait()
+		f.gate.Killed(137, "ended by signal SIGKILL")
+		for _, a := range []answer{<-held, f.get("/")} {
+			if a.status != 503 || a.header.Get(leapcell.HeaderGone) == "" {
+				t.Errorf("got %+v", a)
+			}
+		}
+		var status leapcell.GateStatus
+		a := f.do(request("GET", "/", nil, leapcell.HeaderProbe, "1"))
+		if err := json.Unmarshal([]byte(a.body), &status); err != nil || status.Code != leapcell.CodeUnavailable {
+			t.Errorf("owner got %+v", a)
+		}
+	})
+}
+
+// What ended the app after the start was given up changes nothing about the reason.
+func TestKilledAfterItDidNotListen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, Config{StartTimeout: time.Second}, hello)
+		f.gate.Launched(f.app, time.Now())
+		<-f.gate.Started()
+		f.gate.Killed(137, "ended by signal SIGKILL")
+		f.want(f.get("/"), 502, leapcell.PortNotListeningText(leapcell.DefaultPort))
+	})
+}
+
 func TestRQ6_NothingIsSentTwice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var asked atomic.Int32

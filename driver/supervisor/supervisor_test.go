@@ -217,6 +217,26 @@ func TestLC6_AppExits(t *testing.T) {
 	}
 }
 
+// An app that somebody kills while it starts has not failed: whoever waits is sent to the next
+// instance, and the owner is told that Nomad tries again.
+func TestKilledByOthersDuringItsStart(t *testing.T) {
+	n := newNode(t, func(c *fakeCell) { c.end(cell.Exit{Code: 137, Signal: 9}) })
+	req := n.request(leapcell.TaskServerless)
+	n.start(req)
+	if status, _ := get(t, req.Address); status != 503 {
+		t.Errorf("visitor got %d", status)
+	}
+	if exit := n.wait(req); exit.Code != 137 || !strings.HasPrefix(exit.Message, leapcell.StartUnavailablePrefix) {
+		t.Errorf("exit %+v", exit)
+	}
+	n.clean(req)
+	n.cells.program = serves(hello)
+	n.start(req) // as Nomad does
+	if status, body := get(t, req.Address); status != 200 || body != "hello" {
+		t.Errorf("after the restart: %d %q", status, body)
+	}
+}
+
 // Who hears of the end from the gate reads the log next, for the reason.
 func TestLC6_LastWordsAreInTheLogFirst(t *testing.T) {
 	n := newNode(t, exits(3, strings.Repeat("x", 2*logBurst)+"last words\n")) // so much that copying pauses

@@ -304,8 +304,23 @@ func (t *task) attend() Exit {
 		t.logs.drain() // who hears of the end from the gate reads the log next
 		t.sup.pace.end()
 	}
-	t.gate.Exited(exit.Code, exit.Message)
+	if killedByOthers(exit) {
+		t.gate.Killed(exit.Code, exit.Message)
+		if t.gateStats().Start == 0 {
+			exit.Message = leapcell.StartUnavailablePrefix + exit.Message
+		}
+	} else {
+		t.gate.Exited(exit.Code, exit.Message)
+	}
 	return exit
+}
+
+// killedByOthers reports whether it was not the app that ended the app: the kernel spares the
+// first process of a pid namespace the SIGKILL of all that live in it, and those that the cell
+// sends count as the signal that they stand for. What the kernel kills for want of memory is
+// the app's own doing.
+func killedByOthers(e Exit) bool {
+	return e.Signal == int(unix.SIGKILL) && !e.OOM
 }
 
 // report is how the process ended according to the former supervisor, whose child it was.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -37,12 +36,10 @@ func mixed(s *session, c config) ([]result, error) {
 		return nil, err
 	}
 	s.Logf("%d services are live", len(services))
-	ctx, cancel := context.WithCancel(s.ctx)
-	defer cancel()
 	var events []event
 	var happening sync.WaitGroup
 	happening.Go(func() {
-		if err := caught(func() error { events = misfortunes(ctx, s, services, second, c.last); return nil }); err != nil {
+		if err := caught(func() error { events = misfortunes(s, services, second, c.last); return nil }); err != nil {
 			s.Errorf("%v", err)
 		}
 	})
@@ -53,9 +50,8 @@ func mixed(s *session, c config) ([]result, error) {
 		}
 		return q
 	}}
-	visits := l.run(ctx)
-	cancel()
-	happening.Wait()
+	visits := l.run(s.ctx)
+	happening.Wait() // the last of them may take longer than what is left of a short load
 	s.chart = timeline("mixed", visits, events)
 	for _, e := range events {
 		s.note("%s: %s, took %s", e.at.UTC().Format("15:04:05"), e.what, e.end.Sub(e.at).Round(time.Millisecond))
@@ -78,7 +74,7 @@ func tell(s *session, failed []visit, of int) error {
 }
 
 // misfortunes happen one after the other, spread over the time.
-func misfortunes(ctx context.Context, s *session, services []*harness.Service, second string, last time.Duration) (happened []event) {
+func misfortunes(s *session, services []*harness.Service, second string, last time.Duration) (happened []event) {
 	events := []struct {
 		what string
 		do   func()
@@ -90,14 +86,14 @@ func misfortunes(ctx context.Context, s *session, services []*harness.Service, s
 		{"a rollback", func() { s.p.Must(s, "rollback", services[1].Name) }},
 		{"new variables", func() { services[2].SetEnv(s, map[string]string{"COLOUR": "blue"}) }},
 		{"a scale to zero", func() { services[3%len(services)].Scale(s, 0) }},
-		{"a drained node", func() { drainNode(ctx, s, second) }},
+		{"a drained node", func() { drainNode(s, second) }},
 	}
 	step := last / time.Duration(len(events)+1)
 	begin := time.Now()
 	for i, e := range events {
 		select {
 		case <-time.After(time.Until(begin.Add(time.Duration(i+1) * step))):
-		case <-ctx.Done():
+		case <-s.ctx.Done():
 			s.Errorf("%s did not happen any more", e.what)
 			return happened
 		}
@@ -110,8 +106,8 @@ func misfortunes(ctx context.Context, s *session, services []*harness.Service, s
 }
 
 // drainNode takes everything off a node, as before its maintenance, and gives it back.
-func drainNode(ctx context.Context, s *session, node string) {
-	options, query := (&nomad.WriteOptions{}).WithContext(ctx), (&nomad.QueryOptions{}).WithContext(ctx)
+func drainNode(s *session, node string) {
+	options, query := (&nomad.WriteOptions{}).WithContext(s.ctx), (&nomad.QueryOptions{}).WithContext(s.ctx)
 	_, err := s.p.Nomad.Nodes().UpdateDrain(node, &nomad.DrainSpec{Deadline: time.Minute}, false, options)
 	must(s, err)
 	moved := 0
