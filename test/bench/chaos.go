@@ -174,7 +174,7 @@ func (t *target) answers(e edgeAt) error { return answers(t.s, e.address) }
 // again. Before the next kill, what was killed is back: two edges dead at once is more than
 // two edges can hide.
 func (t *target) rage(ctx context.Context, random *rand.Rand, last time.Duration) {
-	end := time.Now().Add(last - 12*time.Second) // the last ones are to be seen healing
+	end := time.Now().Add(last - min(12*time.Second, last/3)) // the last ones are to be seen healing
 	var order []func(*rand.Rand)
 	for time.Now().Before(end) {
 		if len(order) == 0 {

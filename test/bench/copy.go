@@ -35,7 +35,10 @@ func (s *session) register(ctx context.Context, job *nomad.Job, route leapcell.R
 	if _, _, err := s.p.Nomad.Jobs().Register(job, (&nomad.WriteOptions{}).WithContext(ctx)); err != nil {
 		return fmt.Errorf("registering %s: %w", *job.ID, err)
 	}
-	s.Cleanup(func() { _, _, _ = s.p.Nomad.Jobs().Deregister(*job.ID, true, nil) })
+	s.Cleanup(func() {
+		_, _, _ = s.p.Nomad.Jobs().Deregister(*job.ID, true, nil)
+		_ = unput(s, route.Namespace, route.ServiceID)
+	})
 	return put(s, route)
 }
 

@@ -45,6 +45,8 @@ type config struct {
 	window    time.Duration
 	mixed     int
 	last      time.Duration
+	shots     int           // of warm, one way
+	shot      time.Duration // of these
 }
 
 // benches are the benchmarks by name.
@@ -54,7 +56,8 @@ var benches = map[string]func(*session, config) ([]result, error){
 
 // whole is what one benchmark does when it is asked for by its name.
 func whole() config {
-	return config{n: 50, runtimes: []string{"go", "node", "python", "rust"}, services: 25, routes: 10000, idle: 500, window: time.Minute, mixed: 10, last: 10 * time.Minute}
+	return config{n: 50, runtimes: []string{"go", "node", "python", "rust"}, services: 25, routes: 10000, idle: 500, window: time.Minute, mixed: 10, last: 10 * time.Minute,
+		shots: 4, shot: 5 * time.Second}
 }
 
 // turn is one benchmark of a suite.
@@ -66,21 +69,22 @@ type turn struct {
 // suites are several benchmarks on one platform: quick is to take three minutes, full thirty.
 var suites = map[string][]turn{
 	"quick": {
-		{"cold", func(c *config) { c.n, c.runtimes = 5, []string{"probe"} }},
-		{"resume", func(c *config) { c.n, c.runtimes = 20, []string{"probe"} }},
-		{"burst", func(c *config) { c.n, c.services = 3, 5 }},
-		{"routes", func(c *config) { c.n, c.routes = 3, 1500 }},
-		{"idle", func(c *config) { c.idle, c.window = 1, 5*time.Second }},
-		{"mixed", func(c *config) { c.mixed, c.last = 4, 30*time.Second }},
-		{"chaos", func(c *config) { c.last = 30 * time.Second }},
+		{"cold", func(c *config) { c.n, c.runtimes = 3, []string{"probe"} }},
+		{"resume", func(c *config) { c.n, c.runtimes = 10, []string{"probe"} }},
+		{"warm", func(c *config) { c.shots, c.shot = 1, time.Second }},
+		{"burst", func(c *config) { c.n, c.services = 1, 5 }},
+		{"routes", func(c *config) { c.n, c.routes = 2, 1000 }},
+		{"idle", func(c *config) { c.idle, c.window = 1, 2*time.Second }},
+		{"mixed", func(c *config) { c.mixed, c.last = 3, 12*time.Second }},
+		{"chaos", func(c *config) { c.last = 20 * time.Second }},
 	},
 	"full": {
-		{"cold", func(*config) {}},
+		{"cold", func(c *config) { c.n = 30 }},
 		{"resume", func(c *config) { c.n, c.runtimes = 100, []string{"go"} }},
 		{"warm", func(*config) {}},
-		{"burst", func(*config) {}},
+		{"burst", func(c *config) { c.n = 20 }},
 		{"routes", func(c *config) { c.n = 20 }},
-		{"idle", func(*config) {}},
+		{"idle", func(c *config) { c.window = 30 * time.Second }},
 		{"mixed", func(c *config) { c.last = 3 * time.Minute }},
 		{"chaos", func(c *config) { c.last = 2 * time.Minute }},
 	},

@@ -14,11 +14,11 @@ import (
 )
 
 const (
-	mixedRate     = 300 // requests a second, over all services
-	slowestAnswer = 5 * time.Second
-	slowestStart  = 10 * time.Second
-	smallest      = 10      // bytes of a body
-	largest       = 5 << 20 // of those
+	mixedRate     = 300              // requests a second, over all services
+	slowestAnswer = 5 * time.Second  // at most a tenth of the load's time
+	slowestStart  = 10 * time.Second // likewise
+	smallest      = 10               // bytes of a body
+	largest       = 5 << 20          // of those
 )
 
 // mixed plays an ordinary bad day: services that start in up to ten seconds and answer in
@@ -26,10 +26,11 @@ const (
 // variables, a scale to zero and a drained node. Not one request may fail.
 func mixed(s *session, c config) ([]result, error) {
 	second := s.p.SecondNode(s, "")
+	start, answer := min(slowestStart, c.last/10), min(slowestAnswer, c.last/10)
 	services, err := s.probes(c.mixed, func(i int) harness.Spec {
 		return harness.Spec{
 			Settings: leapcell.Settings{MemoryMB: 512, StartTimeout: leapcell.Duration(30 * time.Second)},
-			Env:      map[string]string{"LISTEN_DELAY": (slowestStart * time.Duration(i) / time.Duration(c.mixed-1)).String()},
+			Env:      map[string]string{"LISTEN_DELAY": (start * time.Duration(i) / time.Duration(c.mixed-1)).String()},
 		}
 	})
 	if err != nil {
@@ -46,7 +47,7 @@ func mixed(s *session, c config) ([]result, error) {
 	l := load{edges: []string{s.p.Config.EdgeAddress()}, rate: mixedRate, last: c.last, seed: s.seed, next: func(r *rand.Rand) request {
 		q := request{service: services[r.IntN(len(services))], bytes: anySize(r, largest), upload: r.IntN(5) == 0}
 		if !q.upload {
-			q.pause = time.Duration(r.Int64N(int64(slowestAnswer)))
+			q.pause = time.Duration(r.Int64N(int64(answer)))
 		}
 		return q
 	}}

@@ -4,10 +4,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"sync"
+	"slices"
 	"time"
 
 	nomad "github.com/hashicorp/nomad/api"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/leapcell/leapcell"
 	"github.com/leapcell/leapcell/internal/platform"
@@ -23,8 +24,8 @@ func routes(s *session, c config) ([]result, error) {
 	}
 	var out []result
 	known, before := 1, int64(0)
-	for _, n := range []int{10, 1000, c.routes} {
-		if err := fill(s, service, known, n); err != nil {
+	for _, n := range slices.Compact([]int{10, min(1000, c.routes), c.routes}) {
+		if err := fill(s, known, n); err != nil {
 			return nil, err
 		}
 		known = n
@@ -49,49 +50,41 @@ func routes(s *session, c config) ([]result, error) {
 }
 
 // fill writes the routes of services that are nowhere, until there are n.
-func fill(s *session, service *harness.Service, from, n int) error {
-	const writers = 8
+func fill(s *session, from, n int) error {
 	route := leapcell.Route{
 		Service: "nowhere", Mode: leapcell.Serverless, Concurrency: 50, MaxInstances: 10, MaxInFlight: 1000,
 		Namespace: platform.Namespace, StartTimeout: leapcell.Duration(10 * time.Second), DormantAfter: leapcell.Duration(30 * time.Minute),
 	}
-	numbers := make(chan int)
-	errs := make(chan error, writers)
-	var all sync.WaitGroup
-	for range writers {
-		all.Go(func() {
-			for i := range numbers {
-				r := route
-				r.ServiceID = fmt.Sprintf("nowhere-%d-default-abcdefgh", i)
-				r.Deployment, r.Hosts = fmt.Sprintf("nowhere-%d-1", i), []string{r.ServiceID + "." + s.p.Config.Domain}
-				if err := put(s, r); err != nil {
-					errs <- err
-					return
-				}
-			}
-		})
-	}
-	for i := from; i < n; i++ {
-		select {
-		case numbers <- i:
-		case err := <-errs:
-			return err
-		}
-	}
-	close(numbers)
-	all.Wait()
-	select {
-	case err := <-errs:
+	id := func(i int) string { return fmt.Sprintf("nowhere-%d-default-abcdefgh", i) }
+	s.Cleanup(func() {
+		_ = eachOf(from, n, func(i int) error { return unput(s, route.Namespace, id(i)) }) // the platform may be gone
+	})
+	err := eachOf(from, n, func(i int) error {
+		r := route
+		r.ServiceID, r.Deployment = id(i), fmt.Sprintf("nowhere-%d-1", i)
+		r.Hosts = []string{r.ServiceID + "." + s.p.Config.Domain}
+		return put(s, r)
+	})
+	if err != nil {
 		return err
-	default:
 	}
-	last := fmt.Sprintf("nowhere-%d-default-abcdefgh.%s", n-1, s.p.Config.Domain)
+	last := id(n-1) + "." + s.p.Config.Domain
 	harness.Eventually(s, time.Minute, "the edge has read the last route", func() bool {
 		// Known, but not in Nomad: 502. Not known: 404.
 		status := ask(s, last)
 		return status != 0 && status != http.StatusNotFound
 	})
 	return nil
+}
+
+// eachOf does f for from..n-1, several at a time.
+func eachOf(from, n int, f func(i int) error) error {
+	var all errgroup.Group
+	all.SetLimit(8)
+	for i := from; i < n; i++ {
+		all.Go(func() error { return f(i) })
+	}
+	return all.Wait()
 }
 
 // pss is the proportional set size of a process, in bytes.
@@ -115,17 +108,20 @@ func ask(s *session, host string) int {
 	return resp.StatusCode
 }
 
-// put writes a route; it goes with the session.
+// put writes a route.
 func put(s *session, r leapcell.Route) error {
 	b, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
-	path := leapcell.RoutesPrefix + r.ServiceID
-	options := &nomad.WriteOptions{Namespace: r.Namespace}
-	s.Cleanup(func() { _, _ = s.p.Nomad.Variables().Delete(path, options) })
 	_, _, err = s.p.Nomad.Variables().Update(&nomad.Variable{
-		Namespace: r.Namespace, Path: path, Items: nomad.VariableItems{leapcell.VariableItem: string(b)},
-	}, options.WithContext(s.ctx))
+		Namespace: r.Namespace, Path: leapcell.RoutesPrefix + r.ServiceID, Items: nomad.VariableItems{leapcell.VariableItem: string(b)},
+	}, (&nomad.WriteOptions{Namespace: r.Namespace}).WithContext(s.ctx))
+	return err
+}
+
+// unput takes a route away, also when the session is over.
+func unput(s *session, namespace, serviceID string) error {
+	_, err := s.p.Nomad.Variables().Delete(leapcell.RoutesPrefix+serviceID, &nomad.WriteOptions{Namespace: namespace})
 	return err
 }

@@ -14,9 +14,7 @@ import (
 
 const (
 	warmRate   = 1000 // requests a second
-	warmShot   = 5 * time.Second
-	warmShots  = 4
-	peakVisits = 64 // at once
+	peakVisits = 64   // at once
 )
 
 // warm compares a request through edge and gate with one through Traefik's own proxy to the
@@ -39,14 +37,14 @@ func warm(s *session, c config) ([]result, error) {
 	}
 	instance := service.Allocs(s)[0].ID
 	samples, peaks, costs := sums{}, map[string][]float64{}, map[string][]float64{}
-	for n := range warmShots + 1 { // the first fills pools and caches
+	for n := range c.shots + 1 { // the first fills pools and caches
 		for _, way := range ways {
-			h, err := fire(s.ctx, shot{address: way.address, host: service.Host, path: "/", rate: warmRate, last: warmShot})
+			h, err := fire(s.ctx, shot{address: way.address, host: service.Host, path: "/", rate: warmRate, last: c.shot})
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", way.name, err)
 			}
 			before := cpuTimes(s, instance)
-			most, err := fire(s.ctx, shot{address: way.address, host: service.Host, path: "/", workers: peakVisits, last: warmShot / 2})
+			most, err := fire(s.ctx, shot{address: way.address, host: service.Host, path: "/", workers: peakVisits, last: c.shot / 2})
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", way.name, err)
 			}
@@ -64,7 +62,7 @@ func warm(s *session, c config) ([]result, error) {
 				}
 			}
 		}
-		s.Logf("%d of %d", n, warmShots)
+		s.Logf("%d of %d", n, c.shots)
 	}
 	out := result{Runtime: "go", Figures: samples.summaries()}
 	out.Added = out.Figures["leapcell"].P50 - out.Figures["traefik"].P50
