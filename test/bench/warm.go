@@ -19,7 +19,7 @@ const (
 
 // warm compares a request through edge and gate with one through Traefik's own proxy to the
 // same app, and with no proxy at all: at a rate that all of them manage, and at the most
-// that each does.
+// that each does. Then it does so again with an edge that knows many routes.
 func warm(s *session, c config) ([]result, error) {
 	service := s.p.Probe(s, harness.Spec{Settings: leapcell.Settings{
 		MemoryMB: 2 * 1769, Concurrency: leapcell.MaxConcurrency, MaxInstances: 1, // two cores, like the others
@@ -32,51 +32,87 @@ func warm(s *session, c config) ([]result, error) {
 		return nil, err
 	}
 	defer stopPlain()
-	ways := []struct{ name, address string }{
-		{"direct", app}, {"traefik", plain}, {"leapcell", s.p.Config.EdgeAddress()},
-	}
-	instance := service.Allocs(s)[0].ID
-	samples, peaks, costs := sums{}, map[string][]float64{}, map[string][]float64{}
-	for n := range c.shots + 1 { // the first fills pools and caches
-		for _, way := range ways {
-			h, err := fire(s.ctx, shot{address: way.address, host: service.Host, path: "/", rate: warmRate, last: c.shot})
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", way.name, err)
-			}
-			before := cpuTimes(s, instance)
-			most, err := fire(s.ctx, shot{address: way.address, host: service.Host, path: "/", workers: peakVisits, last: c.shot / 2})
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", way.name, err)
-			}
-			if n == 0 {
-				continue
-			}
-			for _, d := range h.latencies {
-				samples.add(way.name, d)
-			}
-			peaks[way.name] = append(peaks[way.name], most.rate)
-			for part, spent := range cpuTimes(s, instance) {
-				if us := float64(spent-before[part]) / float64(time.Microsecond) / float64(len(most.latencies)); us > 0.5 {
-					name := "CPU of " + part + " a request, " + way.name + ", us"
-					costs[name] = append(costs[name], us)
-				}
+	var out []result
+	for _, n := range slices.Compact([]int{1, max(1, c.warmRoutes)}) {
+		if n > 1 {
+			if err := fill(s, 1, n); err != nil {
+				return out, err
 			}
 		}
-		s.Logf("%d of %d", n, c.shots)
+		w := ways{
+			s: s, c: c, service: service, instance: service.Allocs(s)[0].ID,
+			addresses: [...][2]string{{"direct", app}, {"traefik", plain}, {"leapcell", s.p.Config.EdgeAddress()}},
+			samples:   sums{}, peaks: map[string][]float64{}, costs: map[string][]float64{},
+		}
+		for round := range c.shots + 1 { // the first fills pools and caches
+			if err := w.round(round > 0); err != nil {
+				return out, err
+			}
+			s.Logf("%d of %d", round, c.shots)
+		}
+		out = append(out, w.result(fmt.Sprintf("%d routes", n)))
 	}
-	out := result{Runtime: "go", Figures: samples.summaries()}
+	return out, nil
+}
+
+// ways lead to the same app; a request takes one of them.
+type ways struct {
+	s         *session
+	c         config
+	service   *harness.Service
+	instance  string
+	addresses [3][2]string // name, address
+
+	samples      sums
+	peaks, costs map[string][]float64
+}
+
+// round sends load over each way.
+func (w *ways) round(counts bool) error {
+	for _, way := range w.addresses {
+		name, sh := way[0], shot{address: way[1], host: w.service.Host, path: "/", last: w.c.shot}
+		sh.rate = warmRate
+		h, err := fire(w.s.ctx, sh)
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		before := cpuTimes(w.s, w.instance)
+		sh.rate, sh.workers, sh.last = 0, peakVisits, w.c.shot/2
+		most, err := fire(w.s.ctx, sh)
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		if !counts {
+			continue
+		}
+		for _, d := range h.latencies {
+			w.samples.add(name, d)
+		}
+		w.peaks[name] = append(w.peaks[name], most.rate)
+		for part, spent := range cpuTimes(w.s, w.instance) {
+			if us := float64(spent-before[part]) / float64(time.Microsecond) / float64(len(most.latencies)); us > 0.5 {
+				what := "CPU of " + part + " a request, " + name + ", us"
+				w.costs[what] = append(w.costs[what], us)
+			}
+		}
+	}
+	return nil
+}
+
+func (w *ways) result(name string) result {
+	out := result{Runtime: name, Figures: w.samples.summaries()}
 	out.Added = out.Figures["leapcell"].P50 - out.Figures["traefik"].P50
 	out.Other = map[string]float64{
 		"added over Traefik, p99 ms": out.Figures["leapcell"].P99 - out.Figures["traefik"].P99,
-		"peak of the app, rps":       mean(peaks["direct"]),
-		"peak through Traefik, rps":  mean(peaks["traefik"]),
-		"peak through leapcell, rps": mean(peaks["leapcell"]),
-		"share of Traefik's peak":    mean(peaks["leapcell"]) / mean(peaks["traefik"]),
+		"peak of the app, rps":       mean(w.peaks["direct"]),
+		"peak through Traefik, rps":  mean(w.peaks["traefik"]),
+		"peak through leapcell, rps": mean(w.peaks["leapcell"]),
+		"share of Traefik's peak":    mean(w.peaks["leapcell"]) / mean(w.peaks["traefik"]),
 	}
-	for name, us := range costs {
-		out.Other[name] = mean(us)
+	for what, us := range w.costs {
+		out.Other[what] = mean(us)
 	}
-	return []result{out}, nil
+	return out
 }
 
 // cpuTimes is what those that take part have used so far. The app that runs on its own has the
