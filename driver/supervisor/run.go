@@ -28,6 +28,9 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := leaveCgroup(cfg.Group()); err != nil {
 		log.Warn("no cgroup of its own: whoever stops the agent's cgroup stops the supervisor too", "error", err)
 	}
+	if err := letOthersFinish(); err != nil {
+		log.Warn("instances and their gates interrupt each other more often than they need to", "error", err)
+	}
 	// Apps are children of short-lived runtimes: with this they become ours to wait for.
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("subreaper: %w", err)
