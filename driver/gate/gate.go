@@ -358,8 +358,9 @@ const goodbye = 500 * time.Millisecond
 
 // lastWords is how long a gate whose app has crashed answers on connections that edges keep:
 // a request is on its way over some of them, and the answer to the first tells an edge to
-// send no more.
-const lastWords = 50 * time.Millisecond
+// send no more. On a machine with too little time for all, edges need tens of milliseconds for
+// what is on its way; Nomad starts the next instance half a second later at the earliest.
+const lastWords = 200 * time.Millisecond
 
 // awaitGoodbyes waits until no connection is left, for at most limit.
 func (g *Gate) awaitGoodbyes(ctx context.Context, limit time.Duration) {

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/leapcell/leapcell"
 	"github.com/leapcell/leapcell/test/harness"
 )
@@ -43,11 +45,11 @@ func burst(s *session, c config) ([]result, error) {
 
 // asleep makes sure that none of the services has an instance.
 func asleep(s *session, services []*harness.Service) {
-	var all sync.WaitGroup
+	var all errgroup.Group
 	for _, service := range services {
-		all.Go(func() { service.ToZero(s) })
+		all.Go(func() error { return caught(func() error { service.ToZero(s); return nil }) })
 	}
-	all.Wait()
+	must(s, all.Wait())
 }
 
 // wakeAll visits each service once, all at the same time.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -55,7 +56,7 @@ type machine struct {
 }
 
 func thisMachine(p *harness.Platform) machine {
-	m := machine{Cores: runtime.NumCPU(), CPU: "unknown processor", Cgroups: "version 1", Launcher: p.Config.Runtime}
+	m := machine{Cores: runtime.NumCPU(), CPU: "unknown processor", Cgroups: "version 1", Launcher: cmp.Or(p.Config.Runtime, "the driver's default")}
 	self := harness.Process{PID: os.Getpid()}
 	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
 		for line := range strings.Lines(string(b)) {
