@@ -139,3 +139,7 @@ const (
 	// account, to keep it until an instance takes it.
 	HeaderExpect = "X-Leapcell-Expect"
 )
+
+// BaseDigestAnnotation of an image says what it stands on, by digest, as OCI defines it. Images that are
+// built here have it.
+const BaseDigestAnnotation = "org.opencontainers.image.base.digest"

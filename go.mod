@@ -3,6 +3,7 @@ module github.com/leapcell/leapcell
 go 1.26.0
 
 require (
+	github.com/CycloneDX/cyclonedx-go v0.10.0
 	github.com/distribution/distribution/v3 v3.0.0
 	github.com/gin-gonic/gin v1.11.0
 	github.com/go-git/go-git/v5 v5.19.3

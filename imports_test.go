@@ -42,6 +42,8 @@ var importRules = []importRule{
 		why: "the edge serves when the control plane is down; it learns everything from Nomad"},
 	{from: "internal/front", only: []string{"std", "."},
 		why: "what node, control plane and edge agree on brings none of them the others' libraries"},
+	{from: "internal/signature", only: []string{"std", "."},
+		why: "node and control plane agree on what is signed; how it is fetched is for each of them"},
 	{from: "traefik/wake", only: []string{"std", "."},
 		why: "the request path stays readable and testable on its own: Nomad and Traefik come in through interfaces"},
 	{from: "terraform", ban: []string{"./driver", "./jobs", "./traefik", "./cmd", "./internal/platform"},

@@ -122,5 +122,10 @@ func (b *Builder) SourceImage(ctx context.Context, s Source, progress func(strin
 	if img, err = mutate.Config(img, run); err != nil {
 		return "", fmt.Errorf("source image: %w", err)
 	}
+	on, err := base.Digest()
+	if err != nil {
+		return "", fmt.Errorf("source image: %w", err)
+	}
+	img = mutate.Annotations(img, map[string]string{leapcell.BaseDigestAnnotation: on.String()}).(v1.Image)
 	return b.cfg.Images.Push(ctx, s.Repository, s.Tag, img)
 }

@@ -157,6 +157,25 @@ func (c *Client) DeploymentLog(ctx context.Context, id string, o leapcell.LogOpt
 	return c.stream(ctx, fmt.Sprintf("/v1/deployments/%s/log?follow=%t&timestamps=%t&offset=%d", escape(id), o.Follow, o.Timestamps, o.Offset))
 }
 
+// Bill is the bill of materials of a deployment's image, a CycloneDX document in JSON.
+func (c *Client) Bill(ctx context.Context, id string) ([]byte, error) {
+	return c.document(ctx, "/v1/deployments/"+escape(id)+"/sbom")
+}
+
+// Provenance says how a deployment's image came about, as in-toto statement in JSON.
+func (c *Client) Provenance(ctx context.Context, id string) ([]byte, error) {
+	return c.document(ctx, "/v1/deployments/"+escape(id)+"/provenance")
+}
+
+func (c *Client) document(ctx context.Context, path string) ([]byte, error) {
+	r, err := c.stream(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	return io.ReadAll(r)
+}
+
 // LogOptions say which part of a service's log to read.
 type LogOptions struct {
 	Follow bool

@@ -108,6 +108,7 @@ type Config struct {
 	Upstream        Upstream
 	Edges           Edges
 	Fronts          Fronts // nil: no front end is taken out of builds
+	Supply          Supply // nil: images are neither signed nor described
 	Storage         Storage
 	Log             *slog.Logger
 
@@ -156,6 +157,9 @@ func (c Config) withDefaults() Config {
 	orDefault(&c.CollectPause, time.Minute)
 	orDefault(&c.CollectAge, time.Hour)
 	orDefault(&c.MirrorAge, 7*day)
+	if c.Supply == nil {
+		c.Supply = noSupply{}
+	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -385,6 +389,7 @@ func (d *Deployer) Resume(ctx context.Context) error {
 		}
 	}
 	d.done.Go(d.tidy)
+	d.done.Go(d.signKept)
 	return nil
 }
 

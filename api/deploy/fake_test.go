@@ -63,6 +63,9 @@ type world struct {
 	linger bool          // instances that were told to stop go on running
 	nodes  int           // that read images
 	reads  string        // how reading an image stands on each: a client status
+
+	signed, described map[string]bool // images; deployments
+	unsigned, untold  error           // what signing and describing give
 }
 
 type fakeJob struct {
@@ -78,7 +81,7 @@ func newWorld(t *testing.T) *world {
 		t: t, dir: t.TempDir(), svc: map[string]leapcell.Service{}, deps: map[string]leapcell.Deployment{},
 		env: map[string]int{}, applied: map[string]int{}, jobs: map[string]*fakeJob{}, vars: map[string]string{}, values: map[string][]byte{},
 		images: map[string]string{}, swept: map[string]bool{}, index: 10, changed: make(chan struct{}), logs: map[string]string{}, asked: make(chan struct{}, 100),
-		nodes: 2, reads: api.AllocClientStatusComplete,
+		nodes: 2, reads: api.AllocClientStatusComplete, signed: map[string]bool{}, described: map[string]bool{},
 		build: goodBuild, start: func(*world, *api.AllocationListStub) {},
 		tree: source.Tree{Names: map[string]bool{"go.mod": true}, Files: 1},
 	}
@@ -446,6 +449,9 @@ func (v *view) nomad(ctx context.Context, name string, effect func() error) erro
 
 func (v *view) Register(ctx context.Context, job *api.Job) error {
 	return v.nomad(ctx, "Register "+*job.ID, func() error {
+		if image, _ := job.TaskGroups[0].Tasks[0].Config["image"].(string); image != "none" && !v.signed[image] {
+			v.t.Errorf("job %s runs %s, which nobody has signed", *job.ID, image)
+		}
 		j := &fakeJob{job: job}
 		if old, ok := v.jobs[*job.ID]; ok {
 			if !old.stopped() {
@@ -697,12 +703,30 @@ func (v *view) Resolve(ctx context.Context, repository, tag string) (out string,
 	return out, err
 }
 
+func (v *view) Sign(ctx context.Context, image string) error {
+	return v.do(ctx, "Sign", func() error {
+		if v.unsigned == nil {
+			v.signed[image] = true
+		}
+		return v.unsigned
+	})
+}
+
+func (v *view) Describe(ctx context.Context, dep leapcell.Deployment) error {
+	return v.do(ctx, "Describe", func() error {
+		if v.untold == nil {
+			v.described[dep.ID] = true
+		}
+		return v.untold
+	})
+}
+
 // deployer starts a life of the deployer.
 func (w *world) deployer(v *view, change func(*Config)) *Deployer {
 	w.t.Helper()
 	cfg := Config{
 		Dir: w.dir, Namespace: "leapcell", RegistryAddress: "registry", Store: v, Env: v, Nomad: v, Sources: v, Builder: v, Images: v, Edges: noEdges{},
-		Storage: noStorage{w}, Upstream: &fakeUpstream{},
+		Storage: noStorage{w}, Upstream: &fakeUpstream{}, Supply: v,
 		Handover: time.Millisecond, Pause: time.Millisecond, StartGrace: 5 * time.Second, Patience: 10 * time.Second,
 	}
 	if change != nil {

@@ -34,7 +34,11 @@ func (d *Deployer) fetch(ctx context.Context, svc leapcell.Service, dep leapcell
 		return err
 	}
 	from := build.Source{Runtime: runtime, Layer: layer, Repository: svc.ID + "/" + sourceRepository, Tag: strconv.Itoa(dep.Number)}
-	if _, err := d.cfg.Builder.SourceImage(ctx, from, say); err != nil {
+	image, err := d.cfg.Builder.SourceImage(ctx, from, say)
+	if err != nil {
+		return err
+	}
+	if err := d.sign(ctx, image, w); err != nil {
 		return err
 	}
 	_, err = d.move(ctx, w, leapcell.Building, func(dep *leapcell.Deployment) {

@@ -45,6 +45,11 @@ func (d *Deployer) bringUp(ctx context.Context, svc leapcell.Service, dep leapce
 	if err != nil {
 		return err
 	}
+	if err := d.sign(ctx, dep.Image, w); err != nil {
+		return err
+	}
+	described, stop := d.describe(ctx, dep, w)
+	defer stop()
 	d.prefetch(ctx, svc, dep)
 	if err := d.patiently(ctx, w, func(ctx context.Context) error { return d.runService(ctx, svc, dep) }); err != nil {
 		return err
@@ -53,6 +58,7 @@ func (d *Deployer) bringUp(ctx context.Context, svc leapcell.Service, dep leapce
 	if err := d.waitReady(ctx, r); err != nil {
 		return err
 	}
+	described()
 	if dep.Preview != "" {
 		return d.showPreview(ctx, svc, dep, w)
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"sync"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -18,7 +19,10 @@ import (
 )
 
 // Client reaches a registry over the network as leapcelld and nodes do.
-type Client struct{ cred Credentials }
+type Client struct {
+	cred      Credentials
+	attaching sync.Mutex // held while what belongs to an image is changed
+}
 
 // NewClient makes a client; it makes no call.
 func NewClient(cred Credentials) *Client { return &Client{cred: cred} }

@@ -31,6 +31,7 @@ type Config struct {
 	Runtimes    Runtimes
 	Static      StaticFiles
 	Uploads     Uploads
+	Supply      Supply
 	Checks      map[string]func(context.Context) error // by name of the part: "nomad", "vault", …
 	Domain      string                                 // services get names below it
 	PublicURL   string                                 // how visitors reach the edge: scheme and port are taken from it

@@ -23,6 +23,9 @@ path "leapcell/keys/+"        { capabilities = ["create", "update", "delete"] }
 path "leapcell/keys/+/config" { capabilities = ["update"] }
 path "leapcell/encrypt/+"     { capabilities = ["update"] }
 path "leapcell/decrypt/source.*" { capabilities = ["update"] }
+path "leapcell/keys/image.signing"        { capabilities = ["deny"] }
+path "leapcell/keys/image.signing/config" { capabilities = ["deny"] }
+path "leapcell/sign/image.signing"        { capabilities = ["update"] }
 `
 
 // server is a real Vault with a transit mount, unsealed, and root's client of it.

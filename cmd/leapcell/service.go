@@ -15,7 +15,7 @@ import (
 func (a *app) serviceCommands() []*cobra.Command {
 	return []*cobra.Command{
 		a.deployCommand(), a.servicesCommand(), a.serviceCommand(), a.deploymentsCommand(), a.deploymentCommand(),
-		a.logsCommand(), a.usageCommand(), a.envCommand(), a.rollbackCommand(), a.redeployCommand(), a.trafficCommand(), a.gitCommand(), a.cacheCommand(), a.runtimesCommand(), a.deleteCommand(),
+		a.logsCommand(), a.usageCommand(), a.envCommand(), a.rollbackCommand(), a.redeployCommand(), a.sbomCommand(), a.provenanceCommand(), a.trafficCommand(), a.gitCommand(), a.cacheCommand(), a.runtimesCommand(), a.deleteCommand(),
 	}
 }
 

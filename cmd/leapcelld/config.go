@@ -35,6 +35,7 @@ type Config struct {
 	VaultAddr      string
 	VaultTokenFile string
 	VaultTransit   string
+	SignKey        string
 
 	Domain         string
 	PublicURL      string
@@ -87,6 +88,7 @@ func (c *Config) flags(out io.Writer) *flag.FlagSet {
 	f.StringVar(&c.NomadNamespace, "nomad-namespace", c.NomadNamespace, "Nomad namespace of services and builds")
 	f.StringVar(&c.VaultAddr, "vault-addr", c.VaultAddr, "address of Vault")
 	f.StringVar(&c.VaultTokenFile, "vault-token-file", c.VaultTokenFile, "file with the Vault token; read again when Vault no longer takes it")
+	f.StringVar(&c.SignKey, "sign-key", c.SignKey, "key in that mount that images are signed with, such as image.signing, or image.signing:2 for one version of it (default none: images are not signed)")
 	f.StringVar(&c.VaultTransit, "vault-transit", c.VaultTransit, "mount of Vault's transit engine")
 	f.StringVar(&c.Domain, "domain", c.Domain, "domain below which services get their names")
 	f.StringVar(&c.PublicURL, "public-url", c.PublicURL, "how visitors reach the edge; scheme and port are taken from it")

@@ -22,6 +22,7 @@ import (
 	"github.com/leapcell/leapcell/api/server"
 	"github.com/leapcell/leapcell/api/source"
 	"github.com/leapcell/leapcell/api/store"
+	"github.com/leapcell/leapcell/api/supply"
 	"github.com/leapcell/leapcell/api/vault"
 	"github.com/leapcell/leapcell/api/wake"
 )
@@ -90,7 +91,11 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	if err != nil {
 		return err
 	}
-	deployer, builder, err := newDeployer(cfg, log, db, cluster, images, pushes, scaler, sources, files)
+	chain, err := newChain(cfg, log, sealer, pushes)
+	if err != nil {
+		return err
+	}
+	deployer, builder, err := newDeployer(cfg, log, db, cluster, images, pushes, scaler, sources, files, chain)
 	if err != nil {
 		return err
 	}
@@ -101,7 +106,7 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	hub := hook.New(hook.Config{Store: db, Keys: keys, Sources: sources, Deployer: deployer, Networks: cfg.SourceNetworks, Log: log})
 	figures := metrics.New(metrics.Config{Scaler: scaler, Usage: db, Images: deployer, Services: cfg.MetricsServices})
 	api, err := server.New(server.Config{
-		Store: db, Deployer: deployer, Env: keeper, Opener: sealer, Hub: hub, Logs: deployer, Instances: cluster, Scaler: scaler, Cleaner: keeper, Runtimes: builder, Static: files, Uploads: sources,
+		Store: db, Deployer: deployer, Env: keeper, Opener: sealer, Hub: hub, Logs: deployer, Instances: cluster, Scaler: scaler, Cleaner: keeper, Runtimes: builder, Static: files, Uploads: sources, Supply: chain,
 		Checks: map[string]func(context.Context) error{
 			"store": db.Ping, "nomad": cluster.Health, "vault": sealer.Health, "registry": pushes.Health,
 		},
@@ -161,7 +166,20 @@ func newOrigin(cfg Config, pushes *registry.Client) (*cdn.Origin, error) {
 	return cdn.New(files, pushes, cfg.path("static-tmp"))
 }
 
-func newDeployer(cfg Config, log *slog.Logger, db *store.Store, cluster *nomad.Client, images *registry.Registry, pushes *registry.Client, edges deploy.Edges, sources *source.Store, files *cdn.Origin) (*deploy.Deployer, *build.Builder, error) {
+// newChain gives what signs and describes images.
+func newChain(cfg Config, log *slog.Logger, sealer *vault.Sealer, pushes *registry.Client) (*supply.Chain, error) {
+	c := supply.Config{Dir: cfg.path("layers"), Registry: pushes, Builder: cfg.PublicURL + "/leapcelld", Version: version(), Log: log}
+	if cfg.SignKey != "" {
+		signer, err := sealer.Signer(cfg.SignKey)
+		if err != nil {
+			return nil, err
+		}
+		c.Signer = signer
+	}
+	return supply.New(c)
+}
+
+func newDeployer(cfg Config, log *slog.Logger, db *store.Store, cluster *nomad.Client, images *registry.Registry, pushes *registry.Client, edges deploy.Edges, sources *source.Store, files *cdn.Origin, chain *supply.Chain) (*deploy.Deployer, *build.Builder, error) {
 	runtimes, err := build.ReadRuntimes(cfg.RuntimesFile)
 	if err != nil {
 		return nil, nil, err
@@ -183,7 +201,7 @@ func newDeployer(cfg Config, log *slog.Logger, db *store.Store, cluster *nomad.C
 	images.Mirror(upstream)
 	deployer, err := deploy.New(deploy.Config{
 		Dir: cfg.path("deploy"), Namespace: cfg.NomadNamespace, RegistryAddress: cfg.RegistryAddress,
-		Store: db, Env: db, Nomad: cluster, Sources: sources, Builder: builder, Images: pushes, Upstream: upstream, Edges: edges, Fronts: files, Storage: images, Log: log,
+		Store: db, Env: db, Nomad: cluster, Sources: sources, Builder: builder, Images: pushes, Upstream: upstream, Edges: edges, Fronts: files, Supply: chain, Storage: images, Log: log,
 		Plan: cfg.Plan, CollectAge: cfg.CollectAge,
 	})
 	if err != nil {

@@ -193,6 +193,7 @@ func (s *Store) forget(digest string, used time.Time) bool {
 		}
 	}
 	s.mu.Unlock()
+	s.forgetChecked(digest)
 	s.remove(gone)
 	return true
 }

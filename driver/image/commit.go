@@ -169,7 +169,7 @@ func (s *Store) remote(ctx context.Context, from *link, reference string) (v1.Im
 	return remote.Image(ref, append(from.options(ctx), remote.WithPlatform(platform))...)
 }
 
-// slim is the run image with the source of a build on it.
+// slim is the run image with the source of a build on it. It says so, as the build image does of its own base.
 func (s *Store) slim(ctx context.Context, from *link, source v1.Image, run string) (v1.Image, error) {
 	img, err := s.remote(ctx, from, run)
 	if err != nil {
@@ -187,7 +187,12 @@ func (s *Store) slim(ctx context.Context, from *link, source v1.Image, run strin
 	if err != nil {
 		return nil, err
 	}
-	return mutate.Append(img, mutate.Addendum{Layer: last, MediaType: media, History: v1.History{CreatedBy: "leapcell source"}})
+	img, err = mutate.Append(img, mutate.Addendum{Layer: last, MediaType: media, History: v1.History{CreatedBy: "leapcell source"}})
+	if err != nil {
+		return nil, err
+	}
+	digest, _ := digestOf(run)
+	return mutate.Annotations(img, map[string]string{leapcell.BaseDigestAnnotation: digest}).(v1.Image), nil
 }
 
 // upperLayer is an upper folder as an uncompressed layer. It implements [v1.Layer].

@@ -36,10 +36,10 @@ var platform = v1.Platform{OS: "linux", Architecture: runtime.GOARCH}
 // Pull makes the image ref ready on this node. With a digest (registry/repository@sha256:…) one that is
 // there already costs no network and no disk. With a tag the registry is asked each time; should it be away,
 // what the tag was before is taken. The result names the digest in both cases. Errors have
-// [leapcell.CodeInvalid] for a bad reference, CodeNotFound, CodeForbidden, CodeUnprocessable for an image
+// [leapcell.CodeInvalid] for a bad reference, CodeNotFound, CodeForbidden (also for want of a signature), CodeUnprocessable for an image
 // that is refused, and CodeUnavailable for what may pass: the registry or the disk.
 func (s *Store) Pull(ctx context.Context, ref string) (*Image, error) {
-	if digest, ok := digestOf(ref); ok {
+	if digest, ok := digestOf(ref); ok && s.trusted(digest) {
 		if img, ok := s.find(digest); ok {
 			img.Ref = ref
 			return img, nil
@@ -49,8 +49,12 @@ func (s *Store) Pull(ctx context.Context, ref string) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
+	warning, err := s.verify(ctx, digest)
+	if err != nil {
+		return nil, err
+	}
 	if img, ok := s.find(digest.DigestStr()); ok {
-		img.Ref = digest.String()
+		img.Ref, img.Warning = digest.String(), warning
 		s.tagged(tag, digest.DigestStr())
 		return img, nil
 	}
@@ -66,7 +70,7 @@ func (s *Store) Pull(ctx context.Context, ref string) (*Image, error) {
 		}
 		s.tagged(tag, digest.DigestStr())
 		img := *r.Val.(*Image)
-		img.Ref = digest.String()
+		img.Ref, img.Warning = digest.String(), warning
 		return &img, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()

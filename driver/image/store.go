@@ -30,6 +30,7 @@ type Config struct {
 	// plane; default 30 seconds.
 	Patience time.Duration
 	Collect  Collect
+	Verify   Verify
 	Log      *slog.Logger
 }
 
@@ -48,6 +49,7 @@ type Store struct {
 
 	collecting sync.Mutex // held over a round
 	token      string     // in the file "owner", as long as no other process has opened the store
+	checks     checks     // of signatures
 	strange    bool       // something is mounted that is not known: no unknown layer may go
 
 	mu        sync.Mutex
@@ -75,6 +77,7 @@ type Image struct {
 	User    string // as the image says it: name or number, and group
 	Stop    string // signal that asks it to end; "" is SIGTERM
 	Pulled  int64  // bytes of its layers, when they came with this call of Pull; 0 when it was here
+	Warning string // what is wrong with its signature, where that is no reason to refuse it
 }
 
 // stored is an Image on disk: with the names of its layers, so that the store can be moved.
@@ -93,7 +96,7 @@ type stored struct {
 // The folders of a store. An image goes from pending to images when the data of its layers has
 // reached the disk; what is in pending is good until the machine is booted again. Layers that no
 // image has, and everything in tmp, are rubbish of a killed process.
-var folders = []string{"tmp", "layers", "images", "pending", "mounts"}
+var folders = []string{"tmp", "layers", "images", "pending", "mounts", "signed"}
 
 // New opens the store in cfg.Dir, takes over the mounts of a former process, and removes what a
 // killed one left half done. A process that has it open still must not mount or pull any more; it
@@ -142,6 +145,9 @@ func (s *Store) open() error {
 		return err
 	}
 	if err := s.load("pending", bootID()); err != nil {
+		return err
+	}
+	if err := s.loadChecked(); err != nil {
 		return err
 	}
 	if err := s.loadMounts(); err != nil {

@@ -64,6 +64,10 @@ var configSpec = hclspec.NewObject(map[string]*hclspec.Spec{
 	"image_gc_age":          hclspec.NewDefault(hclspec.NewAttr("image_gc_age", "string", false), hclspec.NewLiteral(`"168h"`)),
 	"image_gc_high_percent": hclspec.NewDefault(hclspec.NewAttr("image_gc_high_percent", "number", false), hclspec.NewLiteral("85")),
 	"image_gc_low_percent":  hclspec.NewDefault(hclspec.NewAttr("image_gc_low_percent", "number", false), hclspec.NewLiteral("75")),
+	// What is done about images without a signature by one of the public keys (PEM, several may be) in
+	// verify_keys_file: off, warn (they start, and the task's events say so) or require (they do not).
+	"verify":           hclspec.NewDefault(hclspec.NewAttr("verify", "string", false), hclspec.NewLiteral(`"off"`)),
+	"verify_keys_file": hclspec.NewAttr("verify_keys_file", "string", false),
 	// Where usage is reported to, and the file with the token for it; none: it stays here.
 	"api_addr":       hclspec.NewAttr("api_addr", "string", false),
 	"api_token_file": hclspec.NewAttr("api_token_file", "string", false),

@@ -41,6 +41,8 @@ type Config struct {
 	ImageAge    string      `codec:"image_gc_age" json:"imageGCAge"`
 	ImageHigh   int         `codec:"image_gc_high_percent" json:"imageGCHighPercent"`
 	ImageLow    int         `codec:"image_gc_low_percent" json:"imageGCLowPercent"`
+	Verify      string      `codec:"verify" json:"verify"`
+	VerifyKeys  string      `codec:"verify_keys_file" json:"verifyKeysFile"`
 	Build       BuildConfig `codec:"build" json:"build"`
 	Suspend     string      `codec:"suspend_after" json:"suspendAfter"`
 	LogLevel    string      `codec:"log_level" json:"logLevel"`
@@ -98,6 +100,9 @@ func (c Config) WithDefaults() (Config, error) {
 	if err := c.collectDefaults(); err != nil {
 		return c, err
 	}
+	if err := c.checkVerify(); err != nil {
+		return c, err
+	}
 	if _, err := c.subnet(); err != nil {
 		return c, err
 	}
@@ -133,6 +138,24 @@ func (c *Config) collectDefaults() error {
 	}
 	return nil
 }
+
+// checkVerify checks what is done about unsigned images. The keys' file is read when it is needed:
+// it may come after the agent has started.
+func (c *Config) checkVerify() error {
+	switch c.Verify {
+	case "":
+		c.Verify = image.VerifyOff
+	case image.VerifyOff, image.VerifyWarn, image.VerifyRequire:
+	default:
+		return fmt.Errorf("verify is %q: it must be off, warn or require", c.Verify)
+	}
+	if c.Verify != image.VerifyOff && !filepath.IsAbs(c.VerifyKeys) {
+		return fmt.Errorf("verify_keys_file is %q: with verify = %q it must be the absolute path of a file with public keys in PEM form", c.VerifyKeys, c.Verify)
+	}
+	return nil
+}
+
+func (c Config) verify() image.Verify { return image.Verify{Mode: c.Verify, KeysFile: c.VerifyKeys} }
 
 func (c Config) collect() image.Collect {
 	age, _ := time.ParseDuration(c.ImageAge) // checked by WithDefaults

@@ -229,6 +229,9 @@ func (t *task) gather(ctx context.Context) (img *image.Image, env map[string]str
 		if took := time.Since(begin); img.Pulled > 0 || took > 50*time.Millisecond {
 			t.event(nil, "%s", pulledText(t.req.Config.Image, img, took))
 		}
+		if img.Warning != "" {
+			t.event(nil, "%s", img.Warning)
+		}
 		return nil
 	})
 	group.Go(func() (err error) {

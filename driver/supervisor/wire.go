@@ -44,7 +44,7 @@ func wire(cfg Config, log *slog.Logger, own func() error) (Options, error) {
 		return Options{}, err
 	}
 	store, err := image.New(image.Config{
-		Dir: cfg.path("images"), Log: log, Registries: image.Registries(cfg.Credentials, log), Collect: cfg.collect(),
+		Dir: cfg.path("images"), Log: log, Registries: image.Registries(cfg.Credentials, log), Collect: cfg.collect(), Verify: cfg.verify(),
 	})
 	if err != nil {
 		return Options{}, fmt.Errorf("image store: %w", err)

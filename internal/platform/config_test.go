@@ -3,6 +3,7 @@ package platform
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -137,6 +138,40 @@ func TestSettingsOfSingleParts(t *testing.T) {
 	}
 	if got := p.driverConfig(BuildSettings{}); !strings.Contains(got, `suspend_after = "50ms"`) {
 		t.Errorf("the driver gets\n%s", got)
+	}
+}
+
+func TestNodesRequireSignatures(t *testing.T) {
+	cfg := config(t)
+	p, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := p.driverConfig(BuildSettings{}); !strings.Contains(got, `verify = "require"`) || !strings.Contains(got, "verify_keys_file = \""+cfg.SigningKeysFile()+`"`) {
+		t.Errorf("the driver gets\n%s", got)
+	}
+	p.cfg.Set = map[string]string{"driver.verify": "warn"}
+	if got := p.driverConfig(BuildSettings{}); !strings.Contains(got, `verify = "warn"`) || strings.Contains(got, "require") {
+		t.Errorf("the driver gets\n%s", got)
+	}
+	p.cfg.Set, p.base = nil, true
+	if got := p.driverConfig(BuildSettings{}); strings.Contains(got, "verify") {
+		t.Errorf("without a control plane nobody signs, but the driver gets\n%s", got)
+	}
+}
+
+func TestPublicKeysOfAllVersions(t *testing.T) {
+	version := func(text string) map[string]any { return map[string]any{"public_key": text} }
+	data := map[string]any{
+		"min_decryption_version": json.Number("2"),
+		"keys":                   map[string]any{"1": version("old"), "2": version("two\n"), "3": version("three"), "10": version("ten")},
+	}
+	if got, err := publicKeys(data); err != nil || string(got) != "ten\nthree\ntwo\n" {
+		t.Errorf("%q, %v", got, err)
+	}
+	data["keys"] = map[string]any{"3": "1700000000"} // of a symmetric key
+	if _, err := publicKeys(data); err == nil {
+		t.Error("a key without a public half was taken")
 	}
 }
 

@@ -116,6 +116,7 @@ func (p *Platform) driverConfig(build BuildSettings) string {
     log_level                 = %q
 `, c.NodeDir(), c.Name, c.Runtime, c.NomadAddress(), c.NomadToken("node"),
 		c.VaultAddress(), jwtMount, instanceRole, transitMount, p.registryCredentialsFile(), c.APIAddress(), p.nodeTokenFile(), c.LogLevel)
+	b.WriteString(p.verifyConfig())
 	if len(c.AllowEgress) > 0 {
 		fmt.Fprintf(&b, "    allow_egress = [%s]\n", strings.Join(quoteAll(c.AllowEgress), ", "))
 	}

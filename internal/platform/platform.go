@@ -20,6 +20,7 @@ type Platform struct {
 
 	nomadBin, vaultBin string
 	build              BuildSettings
+	base               bool // without a control plane
 }
 
 // New makes a handle on the platform that cfg describes; it touches nothing yet.
@@ -59,6 +60,7 @@ func (p *Platform) Up(ctx context.Context, more ...Step) error {
 
 // UpBase brings Vault and Nomad up with all access rules, without the platform on top.
 func (p *Platform) UpBase(ctx context.Context) error {
+	p.base = true
 	return p.steps(ctx, []Step{
 		{Title: "System: root on Linux", Run: p.checkSystem},
 		{Title: "Nomad: program", Run: p.findNomad},
@@ -210,6 +212,7 @@ func (p *Platform) controlDaemon() daemon {
 		"--vault-addr", c.VaultAddress(),
 		"--vault-token-file", p.vaultTokenFile(),
 		"--vault-transit", transitMount,
+		"--sign-key", signKey,
 		"--domain", c.Domain,
 		"--public-url", c.PublicURL(),
 		"--edge-token-file", p.edgeTokenFile(),

@@ -16,6 +16,7 @@ import (
 // Names inside Vault. The driver and the control plane get them as settings.
 const (
 	transitMount   = "leapcell"
+	signKey        = "image.signing" // the dot keeps it apart from keys of services
 	jwtMount       = "jwt-leapcell"
 	instanceRole   = "instance"
 	instancePolicy = "leapcell-instance"
@@ -48,12 +49,15 @@ log_level     = %q
 
 // controlRules let the control plane make, use and shred keys. Of what is sealed it may open
 // only what repositories are read with; the keys of environments are named after services,
-// whose names have no dot.
+// whose names have no dot. With the key that images are signed with it may sign, and nothing else.
 const controlRules = `
 path "leapcell/keys/+"        { capabilities = ["create", "update", "read", "delete"] }
 path "leapcell/keys/+/config" { capabilities = ["update"] }
 path "leapcell/encrypt/+"     { capabilities = ["update"] }
 path "leapcell/decrypt/source.*" { capabilities = ["update"] }
+path "leapcell/keys/image.signing"        { capabilities = ["deny"] }
+path "leapcell/keys/image.signing/config" { capabilities = ["deny"] }
+path "leapcell/sign/image.signing"        { capabilities = ["update"] }
 `
 
 // secretsRules let whoever may read variables back open the values of all services. [EN4]
@@ -209,6 +213,9 @@ func (p *Platform) wireVault(ctx context.Context, _ func(string, ...any)) error 
 		}
 	}
 	if err := p.writeLogin(ctx, client); err != nil {
+		return err
+	}
+	if err := p.signingKey(ctx, client); err != nil {
 		return err
 	}
 	if err := p.vaultToken(ctx, client, p.vaultTokenFile(), "leapcelld", controlPolicy); err != nil {
