@@ -712,6 +712,8 @@ func (v *view) Sign(ctx context.Context, image string) error {
 	})
 }
 
+func (v *view) Prepare(context.Context, string) error { return nil }
+
 func (v *view) Describe(ctx context.Context, dep leapcell.Deployment) error {
 	return v.do(ctx, "Describe", func() error {
 		if v.untold == nil {

@@ -41,6 +41,7 @@ func (d *Deployer) fetch(ctx context.Context, svc leapcell.Service, dep leapcell
 	if err := d.sign(ctx, image, w); err != nil {
 		return err
 	}
+	d.prepare(image)
 	_, err = d.move(ctx, w, leapcell.Building, func(dep *leapcell.Deployment) {
 		dep.Settings, dep.Source.Commit = settings, tree.Commit
 		dep.Author, dep.Subject = tree.Author, tree.Subject

@@ -11,6 +11,9 @@ import (
 type Supply interface {
 	// Sign signs an image, unless it is signed. Nodes may refuse one that is not.
 	Sign(ctx context.Context, image string) error
+	// Prepare reads what is in an image that another will stand on: what is read now need not be read
+	// when that one is described.
+	Prepare(ctx context.Context, image string) error
 	// Describe writes down what is in a deployment's image and how it came about, unless that is done.
 	Describe(ctx context.Context, dep leapcell.Deployment) error
 }
@@ -19,11 +22,21 @@ type Supply interface {
 type noSupply struct{}
 
 func (noSupply) Sign(context.Context, string) error                  { return nil }
+func (noSupply) Prepare(context.Context, string) error               { return nil }
 func (noSupply) Describe(context.Context, leapcell.Deployment) error { return nil }
 
 // sign signs an image before a node is told to use it.
 func (d *Deployer) sign(ctx context.Context, image string, w *worker) error {
 	return d.patiently(ctx, w, func(ctx context.Context) error { return d.cfg.Supply.Sign(ctx, image) })
+}
+
+// prepare reads a build image while the build runs. It makes nothing but time.
+func (d *Deployer) prepare(image string) {
+	d.done.Go(func() {
+		if err := d.cfg.Supply.Prepare(d.ctx, image); err != nil && d.ctx.Err() == nil {
+			d.cfg.Log.Debug("build image not read ahead", "image", image, "err", err)
+		}
+	})
 }
 
 // describe writes a deployment's documents while its first instance starts; wait waits for that. They

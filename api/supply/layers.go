@@ -129,7 +129,7 @@ func (c *layerCache) layer(ctx context.Context, l v1.Layer) (*layer, error) {
 		return nil, err
 	}
 	name := filepath.Join(c.dir, digest.Hex+"-"+readerVersion+".json")
-	got, err, _ := c.flights.Do(digest.Hex, func() (any, error) {
+	got, err, shared := c.flights.Do(digest.Hex, func() (any, error) {
 		if kept, err := readKept(name); err == nil {
 			return kept, nil
 		} // else it was never read, or a crash has left half of it
@@ -146,6 +146,9 @@ func (c *layerCache) layer(ctx context.Context, l v1.Layer) (*layer, error) {
 		}
 		return one, keep(name, one)
 	})
+	if shared && errors.Is(err, context.Canceled) && ctx.Err() == nil {
+		return c.layer(ctx, l) // another deployment was given up that had begun to read it
+	}
 	if err != nil {
 		return nil, err
 	}

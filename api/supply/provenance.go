@@ -72,10 +72,22 @@ func (c *Chain) statement(ctx context.Context, dep leapcell.Deployment, bill []b
 	def.ResolvedDependencies = depends
 	run.Builder.ID, run.Builder.Version = c.cfg.Builder, map[string]string{"leapcelld": c.cfg.Version}
 	run.Metadata.InvocationID = c.cfg.Builder + "/deployments/" + dep.ID
-	run.Metadata.StartedOn, run.Metadata.FinishedOn = dep.BuildBegan.UTC(), dep.BuildEnded.UTC()
+	run.Metadata.StartedOn, run.Metadata.FinishedOn = times(dep)
 	sum := sha256.Sum256(bill)
 	run.Byproducts = []resource{{Name: "bill of materials", MediaType: BillType, Digest: map[string]string{"sha256": hex.EncodeToString(sum[:])}}}
 	return json.MarshalIndent(s, "", "  ")
+}
+
+// times are when somebody asked for the deployment and when its image was there, as far as that is known:
+// of one that is live or was, the last change is not that of its build.
+func times(dep leapcell.Deployment) (began, ended time.Time) {
+	if began = dep.BuildBegan; began.IsZero() {
+		began = dep.CreatedAt
+	}
+	if ended = dep.BuildEnded; ended.IsZero() && dep.State == leapcell.Starting && dep.LiveAt.IsZero() {
+		ended = dep.UpdatedAt
+	}
+	return began.UTC(), ended.UTC()
 }
 
 // parameters are what somebody outside of the platform chose. Values of build arguments and of

@@ -123,6 +123,16 @@ const (
 	envelopeType   = "application/vnd.dsse.envelope.v1+json"
 )
 
+// Prepare reads the layers of an image, so that they are known when one that stands on it is described.
+func (c *Chain) Prepare(ctx context.Context, image string) error {
+	img, err := c.cfg.Registry.At(ctx, image)
+	if err != nil {
+		return err
+	}
+	_, err = c.layers.packages(ctx, img)
+	return err
+}
+
 // Describe writes down what is in the image of a deployment and how it came about, unless that was done.
 // What it does again, after a kill, gives the same.
 func (c *Chain) Describe(ctx context.Context, dep leapcell.Deployment) error {

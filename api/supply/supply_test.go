@@ -182,7 +182,7 @@ func deployed(t *testing.T, client *registry.Client, img v1.Image) leapcell.Depl
 		ID: "shop-3", ServiceID: "shop-x", Service: "shop", Number: 3, Image: ref,
 		Source:   leapcell.Source{GitURL: "https://git.example/shop.git", Branch: "main", Commit: strings.Repeat("c0", 20)},
 		Settings: leapcell.Settings{Runtime: "python", BuildCommand: "pip install .", StartCommand: "./app", BuildArgs: map[string]string{"TOKEN": "hunter2"}},
-		Outcome:  leapcell.Outcome{BuildBegan: at, BuildEnded: at.Add(time.Minute)},
+		State:    leapcell.Starting, CreatedAt: at, UpdatedAt: at.Add(time.Minute),
 	}
 }
 
@@ -283,7 +283,7 @@ func TestProvenance(t *testing.T) {
 		d[3].Digest["sha256"] != strings.Repeat("ba", 32) {
 		t.Errorf("dependencies %+v", d)
 	}
-	if run.Builder.ID != "https://platform.example/leapcelld" || !run.Metadata.StartedOn.Equal(dep.BuildBegan) || !run.Metadata.FinishedOn.Equal(dep.BuildEnded) {
+	if run.Builder.ID != "https://platform.example/leapcelld" || !run.Metadata.StartedOn.Equal(dep.CreatedAt) || !run.Metadata.FinishedOn.Equal(dep.UpdatedAt) {
 		t.Errorf("%+v", run)
 	}
 	bill, err := c.Bill(t.Context(), dep)
