@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
@@ -103,4 +105,50 @@ func pushed(t *testing.T) (*Client, string) {
 		t.Fatal(err)
 	}
 	return c, ref
+}
+
+// What belongs to an image stays as long as the image does, and goes with it.
+func TestCollectionKeepsWhatBelongsToAnImage(t *testing.T) {
+	r, c, _ := start(t, 1, io.Discard)
+	ctx := t.Context()
+	ref, err := c.Push(ctx, "shop-x/app", "1", image(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Attach(ctx, ref, Document{Type: "a/bill", MediaType: "a/bill", Content: []byte("bill")}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.AddSignature(ctx, ref, signature.Signed{Payload: []byte("payload"), Signature: []byte("x"), Key: "k:v1"}); err != nil {
+		t.Fatal(err)
+	}
+	collect := func() {
+		t.Helper()
+		all := Collection{Age: -time.Minute, Settled: func(string) bool { return true }} // even what is new
+		if _, err := r.Collect(ctx, all); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		collect()
+		if got, err := c.Attached(ctx, ref, "a/bill", ""); err != nil || string(got) != "bill" {
+			t.Errorf("the document is %q, %v", got, err)
+		}
+		if by, err := c.SignedBy(ctx, ref); err != nil || len(by) != 1 {
+			t.Errorf("signed by %v, %v", by, err)
+		}
+	}
+	if gone, err := r.Untag("shop-x/app", "1", time.Now().Add(time.Minute)); err != nil || !gone {
+		t.Fatal(gone, err)
+	}
+	collect()
+	if tags, err := r.Tags("shop-x/app"); err != nil || len(tags) != 0 {
+		t.Errorf("left %v, %v", tags, err)
+	}
+	if _, err := c.At(ctx, ref); leapcell.ErrorCode(err) != leapcell.CodeNotFound {
+		t.Errorf("the image: %v", err)
+	}
+	blobs, err := filepath.Glob(filepath.Join(r.root(), "blobs/sha256/*/*"))
+	if err != nil || len(blobs) != 0 {
+		t.Errorf("left %d blobs, %v", len(blobs), err)
+	}
 }

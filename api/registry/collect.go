@@ -202,7 +202,11 @@ func (r *Registry) mark(name string, before time.Time, settled bool, needed map[
 	return nil
 }
 
-// dropRevisions removes the manifests of a repository that no tag names.
+// belongs are the tags that say of which image something is: its signatures, and the list of its documents.
+var belongs = regexp.MustCompile(`^sha256-([0-9a-f]{64})(\.sig)?$`)
+
+// dropRevisions removes the manifests of a repository that no tag names, and before that the tags of what
+// belongs to an image that has none itself any more. What a tagged list names stays.
 func (r *Registry) dropRevisions(name string, before time.Time) (n int, err error) {
 	dir := filepath.Join(r.repository(name), "_manifests")
 	// As long as it is held no manifest can be stored: what has no tag now does not get one.
@@ -213,12 +217,37 @@ func (r *Registry) dropRevisions(name string, before time.Time) (n int, err erro
 		return 0, err
 	}
 	tagged := map[string]bool{}
+	slices.SortStableFunc(tags, func(a, b string) int { // images first
+		return strings.Compare(belongs.FindString(a), belongs.FindString(b))
+	})
 	for _, tag := range tags {
 		link, err := os.ReadFile(filepath.Join(dir, "tags", tag, "current/link"))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return 0, err
 		}
-		tagged[strings.TrimPrefix(string(link), "sha256:")] = true
+		if m := belongs.FindStringSubmatch(tag); m != nil && !tagged[m[1]] {
+			of := filepath.Join(dir, "tags", tag)
+			if old, err := unchanged(before, filepath.Join(of, "current/link"), of); err != nil {
+				return 0, err
+			} else if old {
+				if err := os.RemoveAll(of); err != nil {
+					return 0, err
+				}
+				continue
+			}
+		}
+		hex, ok := digitsOf(string(link))
+		if !ok {
+			continue
+		}
+		tagged[hex] = true
+		manifest, err := os.ReadFile(filepath.Join(r.blob(hex), "data"))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return 0, err
+		}
+		for _, listed := range references(manifest) {
+			tagged[listed] = true
+		}
 	}
 	revisions, err := names(filepath.Join(dir, "revisions/sha256"))
 	if err != nil {
