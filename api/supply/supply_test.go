@@ -25,7 +25,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/leapcell/leapcell"
@@ -101,12 +101,7 @@ func archive(t testing.TB, entries ...entry) []byte {
 
 func layerOf(t testing.TB, entries ...entry) v1.Layer {
 	t.Helper()
-	b := archive(t, entries...)
-	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil })
-	if err != nil {
-		t.Fatal(err)
-	}
-	return l
+	return static.NewLayer(archive(t, entries...), types.OCIUncompressedLayer)
 }
 
 func imageOf(t testing.TB, layers ...v1.Layer) v1.Image {
