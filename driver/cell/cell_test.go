@@ -387,7 +387,7 @@ func TestKilledByOthersWhenFrozen(t *testing.T) {
 func TestNobodyIsLeft(t *testing.T) {
 	onEach(t, func(t *testing.T, l Launcher) {
 		for i := range 5 {
-			c, out := testConfig(t, "exit", "7")
+			c, _ := testConfig(t, "exit", "7")
 			if exit := wait(t, start(t, l, c)); exit.Code != 7 {
 				t.Errorf("exit is %+v, want 7", exit)
 			}
@@ -397,7 +397,7 @@ func TestNobodyIsLeft(t *testing.T) {
 				_ = cell.Delete() // it was quicker
 			}
 			cancel()
-			c, out = testConfig(t, "sleep")
+			c, out := testConfig(t, "sleep")
 			cell := start(t, l, c)
 			line(t, out)
 			if err := cell.Delete(); err != nil {
