@@ -149,7 +149,7 @@ func TestUploadOverBrokenConnections(t *testing.T) {
 	random := mrand.New(mrand.NewPCG(seed, 1))
 	var cuts []int64
 	for range 4 {
-		cuts = append(cuts, random.Int64N(5<<20))
+		cuts = append(cuts, random.Int64N(3<<20)) // three of them are less than the archive
 	}
 	cutting := newCutter(t, first.url, cuts...)
 	broken := 0
@@ -167,6 +167,8 @@ func TestUploadOverBrokenConnections(t *testing.T) {
 	if err != nil || d.Source.Upload != sum {
 		t.Fatalf("%+v, %v", d, err)
 	}
+	cutting.mu.Lock()
+	defer cutting.mu.Unlock()
 	if cutting.cut != 4 {
 		t.Errorf("%d connections were cut", cutting.cut)
 	}
