@@ -35,12 +35,9 @@ func nomadBinary(t *testing.T) string {
 
 func freePorts(t *testing.T, n int) []int {
 	t.Helper()
-	found := make([]int, n)
-	for i := range found {
-		var err error
-		if found[i], err = ports.Free(1, ports.ForPrograms); err != nil {
-			t.Fatal(err)
-		}
+	found, err := ports.Several(n)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return found
 }

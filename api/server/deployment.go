@@ -284,18 +284,24 @@ func (s *Server) cancelDeployment(c *gin.Context) error {
 	return nil
 }
 
-func (s *Server) rollback(c *gin.Context) error {
+// former reads which deployment of which service is to come back; "" leaves the choice to us.
+func (s *Server) former(c *gin.Context) (svc leapcell.Service, deployment string, err error) {
 	var in struct {
 		Deployment string `json:"deployment"`
 	}
 	if err := readJSON(c, &in, true); err != nil {
-		return err
+		return svc, "", err
 	}
-	svc, err := s.service(c)
+	svc, err = s.service(c)
+	return svc, in.Deployment, err
+}
+
+func (s *Server) rollback(c *gin.Context) error {
+	svc, deployment, err := s.former(c)
 	if err != nil {
 		return err
 	}
-	d, err := s.cfg.Deployer.Rollback(c.Request.Context(), svc, in.Deployment, c.GetString(keyToken))
+	d, err := s.cfg.Deployer.Rollback(c.Request.Context(), svc, deployment, c.GetString(keyToken))
 	if err != nil {
 		return err
 	}
@@ -304,18 +310,12 @@ func (s *Server) rollback(c *gin.Context) error {
 }
 
 func (s *Server) redeploy(c *gin.Context) error {
-	var in struct {
-		Deployment string `json:"deployment"`
-	}
-	if err := readJSON(c, &in, true); err != nil {
-		return err
-	}
-	svc, err := s.service(c)
+	svc, deployment, err := s.former(c)
 	if err != nil {
 		return err
 	}
 	ctx := c.Request.Context()
-	dep, err := s.repeatable(ctx, svc, in.Deployment)
+	dep, err := s.repeatable(ctx, svc, deployment)
 	if err != nil {
 		return err
 	}

@@ -47,6 +47,18 @@ func Free(n int, ranges []Range) (int, error) {
 	return from, nil
 }
 
+// Several finds n ports for programs that stand alone, wherever they are.
+func Several(n int) ([]int, error) {
+	found := make([]int, n)
+	for i := range found {
+		var err error
+		if found[i], err = Free(1, ForPrograms); err != nil {
+			return nil, err
+		}
+	}
+	return found, nil
+}
+
 func find(n int, ranges []Range) (int, bool) {
 	var starts []int
 	for _, r := range ranges {

@@ -105,12 +105,9 @@ func (w *Twin) stop(t testing.TB) {
 // FreePorts finds n ports that nobody has.
 func FreePorts(t testing.TB, n int) []int {
 	t.Helper()
-	found := make([]int, n)
-	for i := range found {
-		var err error
-		if found[i], err = ports.Free(1, ports.ForPrograms); err != nil {
-			t.Fatal(err)
-		}
+	found, err := ports.Several(n)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return found
 }
