@@ -23,6 +23,7 @@ import (
 )
 
 func TestMust_EN1_ValuesAreNowhereInClear(t *testing.T) {
+	t.Parallel()
 	p := harness.Get(t)
 	begin := time.Now()
 	random := make([]byte, 24)
@@ -53,6 +54,7 @@ func TestMust_EN1_ValuesAreNowhereInClear(t *testing.T) {
 
 // The same must hold when a value is changed, and after the service is gone.
 func TestMust_EN1_ChangedValuesToo(t *testing.T) {
+	t.Parallel()
 	p := harness.Get(t)
 	s := p.Probe(t, harness.Spec{})
 	random := make([]byte, 24)

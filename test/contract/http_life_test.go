@@ -30,6 +30,7 @@ func TestMust_CP6_NeverSuspended(t *testing.T) {
 
 // Visitors come all the time while everything happens to a service that may.
 func TestMust_LI4_NothingAcceptedIsLost(t *testing.T) {
+	t.Parallel()
 	modes(t, func(t *testing.T, mode leapcell.Mode, s *harness.Service) {
 		load := s.Visitors(t, 4, "/sleep?ms=20")
 		more := func(what string) {
@@ -66,6 +67,7 @@ func other(mode leapcell.Mode) leapcell.Mode {
 
 // What the app worked on when it crashed is lost, and said so; who waited is served.
 func TestMust_LI5_CrashCostsOnlyWhatWasInFlight(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []leapcell.Mode{leapcell.Serverless, leapcell.Persistent} {
 		t.Run(string(mode), func(t *testing.T) {
 			s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{Mode: mode, Concurrency: 1, MaxInstances: 1}})

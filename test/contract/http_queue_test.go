@@ -15,6 +15,7 @@ import (
 )
 
 func TestMust_RQ5_HeldInOrder(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []leapcell.Mode{leapcell.Serverless, leapcell.Persistent} {
 		t.Run(string(mode), func(t *testing.T) {
 			const n = 12
@@ -47,6 +48,7 @@ func TestMust_RQ5_HeldInOrder(t *testing.T) {
 
 // The queue has a bound. Whoever is in it is served, whoever is not is told to come again.
 func TestMust_RQ5_QueueIsBounded(t *testing.T) {
+	t.Parallel()
 	s := harness.Get(t).Probe(t, harness.Spec{
 		Settings: leapcell.Settings{MaxInstances: 1, Concurrency: 10, StartTimeout: leapcell.Duration(time.Minute)},
 		Env:      map[string]string{"LISTEN_DELAY": harness.Stretch(6*time.Second, 45*time.Second).String()}, // all are there by then
@@ -94,6 +96,7 @@ func allAtOnce(t *testing.T, s *harness.Service, n int, path string, each func(h
 
 // A request that ends the app is sent to one instance and to no other.
 func TestMust_RQ6_NothingIsSentTwice(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []leapcell.Mode{leapcell.Serverless, leapcell.Persistent} {
 		t.Run(string(mode), func(t *testing.T) {
 			s := twoInstances(t, mode)
@@ -146,6 +149,7 @@ func starts(t *testing.T, s *harness.Service) map[string]int64 {
 // A request is moved on while nothing of it was taken: visitors do not notice an instance
 // that is killed between two requests, awake or suspended.
 func TestMust_RQ6_MovedBeforeTheFirstByte(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []leapcell.Mode{leapcell.Serverless, leapcell.Persistent} {
 		t.Run(string(mode), func(t *testing.T) {
 			s := twoInstances(t, mode)
@@ -172,6 +176,7 @@ func TestMust_RQ6_MovedBeforeTheFirstByte(t *testing.T) {
 }
 
 func TestMust_RQ8_ConcurrencyPerInstance(t *testing.T) {
+	t.Parallel()
 	if leapcell.DefaultConcurrency != 50 || leapcell.MaxConcurrency != 1000 {
 		t.Errorf("the defaults are %d and %d", leapcell.DefaultConcurrency, leapcell.MaxConcurrency)
 	}
@@ -197,6 +202,7 @@ func TestMust_RQ8_ConcurrencyPerInstance(t *testing.T) {
 
 // Over the limit of the service visitors are told at once.
 func TestMust_RQ8_TooManyInFlight(t *testing.T) {
+	t.Parallel()
 	s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{Concurrency: leapcell.MaxConcurrency, MaxInstances: 1, MemoryMB: 512}})
 	s.Get(t, "/")
 	const limit, more = 1000, 50

@@ -168,6 +168,7 @@ func TestMust_LI3_SIGKILLAfterTheGrace(t *testing.T) {
 
 // No request fails while instances stop: whoever comes then is held for the next instance.
 func TestMust_LI3_NoNewRequestToAStoppingInstance(t *testing.T) {
+	t.Parallel()
 	s := harness.Get(t).Probe(t, harness.Spec{})
 	load := s.Visitors(t, 4, "/sleep?ms=20")
 	for range 3 {
