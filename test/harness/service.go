@@ -329,11 +329,18 @@ func (s *Service) Scale(t testing.TB, n int) {
 	}
 }
 
-// ToZero takes all instances away and waits until they are gone.
+// ToZero takes all instances away and waits until they are gone. A persistent service is given
+// others at once, maybe before that.
 func (s *Service) ToZero(t testing.TB) {
 	t.Helper()
+	there := map[string]bool{}
+	for _, a := range s.Allocs(t) {
+		there[a.ID] = true
+	}
 	s.Scale(t, 0)
-	Eventually(t, 40*time.Second, "no instance is left", func() bool { return len(s.Allocs(t)) == 0 })
+	Eventually(t, 40*time.Second, "none of the instances is left", func() bool {
+		return !slices.ContainsFunc(s.Allocs(t), func(a *nomad.AllocationListStub) bool { return there[a.ID] })
+	})
 }
 
 // Eventually polls, for what other processes do and nobody announces. The limit is that of a
