@@ -649,7 +649,9 @@ func TestRebootBeforeSettled(t *testing.T) {
 			if _, err := os.Stat(img.Layers[0]); err == nil {
 				t.Error("a layer that may be damaged is left")
 			}
-			pull(t, openStore(t, s.cfg), ref)
+			once := openStore(t, s.cfg)
+			pull(t, once, ref)
+			once.Close() // settles it
 		}
 	}
 	if files, _ := os.ReadDir(s.path("pending")); len(files) > 0 {
