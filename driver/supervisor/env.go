@@ -88,10 +88,15 @@ func list(env map[string]string) []string {
 type sealedEnvs struct {
 	cfg   Config
 	nomad *nomad.Client
+	reads chan struct{} // of [envReads]
 
 	mu     sync.Mutex
 	opened map[string]opened // by service ID
 }
+
+// envReads is how many tasks read their variables at the same time: an agent of Nomad takes 100
+// connections of one address, and closes what comes beyond (http_max_conns_per_client).
+const envReads = 16
 
 type opened struct {
 	version int
@@ -105,7 +110,7 @@ func newSealedEnvs(cfg Config) (*sealedEnvs, error) {
 	if err != nil {
 		return nil, fmt.Errorf("nomad_addr: %w", err)
 	}
-	return &sealedEnvs{cfg: cfg, nomad: client, opened: map[string]opened{}}, nil
+	return &sealedEnvs{cfg: cfg, nomad: client, reads: make(chan struct{}, envReads), opened: map[string]opened{}}, nil
 }
 
 // Read implements Envs.
@@ -140,6 +145,12 @@ func (s *sealedEnvs) sealed(ctx context.Context, r StartRequest) (leapcell.Seale
 	var sealed leapcell.SealedEnv
 	unavailable := func(err error) error {
 		return leapcell.Wrap(leapcell.CodeUnavailable, err, "environment variables could not be read from Nomad")
+	}
+	select {
+	case s.reads <- struct{}{}:
+		defer func() { <-s.reads }()
+	case <-ctx.Done():
+		return sealed, unavailable(ctx.Err())
 	}
 	query := (&nomad.QueryOptions{Namespace: r.Namespace}).WithContext(ctx)
 	if s.cfg.NomadToken != "" {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/leapcell/leapcell"
@@ -108,6 +109,45 @@ func TestSealedEnvs(t *testing.T) {
 	backend.sealed.Values["A"] = "vault:v1:three"
 	if v, err := envs.Read(context.Background(), req); err != nil || v["A"] != "three" {
 		t.Errorf("next version: %v, %v", v, err)
+	}
+}
+
+// However many tasks start at once, Nomad sees a bounded number of calls.
+func TestSealedEnvsOfManyTasks(t *testing.T) {
+	var mu sync.Mutex
+	var now, most, all int
+	full := make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		mu.Lock()
+		all++
+		now++
+		if most = max(most, now); all == envReads {
+			close(full)
+		}
+		mu.Unlock()
+		<-full
+		mu.Lock()
+		now--
+		mu.Unlock()
+		w.WriteHeader(http.StatusNotFound) // a service without variables
+	}))
+	defer server.Close()
+	envs, err := newSealedEnvs(Config{Nomad: server.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const tasks = 10 * envReads
+	var reads sync.WaitGroup
+	for range tasks {
+		reads.Go(func() {
+			if _, err := envs.Read(t.Context(), StartRequest{Config: leapcell.TaskConfig{EnvPath: "leapcell/env/shop"}}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	reads.Wait()
+	if most != envReads || all != tasks {
+		t.Errorf("%d calls, up to %d at once; want %d and %d", all, most, tasks, envReads)
 	}
 }
 

@@ -364,3 +364,43 @@ func TestWakeErrors(t *testing.T) {
 		}
 	}
 }
+
+// However many services wake at once, Nomad sees a bounded number of calls, and each is made.
+func TestBurstOfWakesIsBounded(t *testing.T) {
+	const services = 10 * WakesAtOnce
+	var mu sync.Mutex
+	var now, most, all int
+	full := make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		all++
+		now++
+		if most = max(most, now); all == WakesAtOnce {
+			close(full)
+		}
+		mu.Unlock()
+		<-full
+		mu.Lock()
+		now--
+		mu.Unlock()
+		fmt.Fprint(w, "{}")
+	}))
+	defer server.Close()
+	client, err := api.NewClient(&api.Config{Address: server.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := NewScaler(Config{Client: client, Namespace: "leapcell"}, New())
+	var wakes sync.WaitGroup
+	for i := range services {
+		wakes.Go(func() {
+			if err := s.Wake(t.Context(), &leapcell.Route{Deployment: fmt.Sprint("d", i)}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wakes.Wait()
+	if most != WakesAtOnce || all != services {
+		t.Errorf("%d calls, up to %d at once; want %d and %d", all, most, services, WakesAtOnce)
+	}
+}
