@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"slices"
@@ -36,8 +37,8 @@ func cold(s *session, c config) ([]result, error) {
 			sleepers = append(sleepers, &sleeper{name: name, job: service.Live, host: service.Host, alone: alone})
 			continue
 		}
-		for i, launcher := range c.launchers {
-			x, err := onLauncher(s, service, launcher, i)
+		for _, launcher := range c.launchers {
+			x, err := onLauncher(s, service, launcher)
 			if err != nil {
 				return nil, err
 			}
@@ -68,16 +69,16 @@ func cold(s *session, c config) ([]result, error) {
 
 // onLauncher makes a copy of a service that runs on a node with that OCI runtime alone: on
 // the platform's own, or on one that is brought up for it.
-func onLauncher(s *session, service *harness.Service, launcher string, i int) (*sleeper, error) {
-	if i == 0 && s.p.Config.Runtime != launcher {
-		return nil, fmt.Errorf("the platform's OCI runtime is %s, not %s", s.p.Config.Runtime, launcher)
-	}
+func onLauncher(s *session, service *harness.Service, launcher string) (*sleeper, error) {
 	if s.nodes == nil {
-		nodes, _, err := s.p.Nomad.Nodes().List((&nomad.QueryOptions{}).WithContext(s.ctx))
-		if err != nil || len(nodes) != 1 {
-			return nil, fmt.Errorf("%d nodes, not one: %w", len(nodes), err)
+		node, itsLauncher, err := onlyNode(s.ctx, s.p)
+		if err != nil {
+			return nil, err
 		}
-		s.nodes = map[string]string{launcher: nodes[0].ID}
+		if itsLauncher != launcher {
+			return nil, fmt.Errorf("the platform's OCI runtime is %s, not %s", itsLauncher, launcher)
+		}
+		s.nodes = map[string]string{launcher: node}
 	}
 	if s.nodes[launcher] == "" {
 		s.nodes[launcher] = s.p.SecondNode(s, launcher)
@@ -93,6 +94,19 @@ func onLauncher(s *session, service *harness.Service, launcher string, i int) (*
 		return nil, err
 	}
 	return &sleeper{job: id, host: route.Hosts[0]}, s.known(s.ctx, route.Hosts[0])
+}
+
+// onlyNode is the node of a platform that has one, and what makes the sandboxes there.
+func onlyNode(ctx context.Context, p *harness.Platform) (id, launcher string, err error) {
+	nodes, _, err := p.Nomad.Nodes().List((&nomad.QueryOptions{}).WithContext(ctx))
+	if err != nil || len(nodes) != 1 {
+		return "", "", fmt.Errorf("%d nodes, not one: %w", len(nodes), err)
+	}
+	node, _, err := p.Nomad.Nodes().Info(nodes[0].ID, (&nomad.QueryOptions{}).WithContext(ctx))
+	if err != nil {
+		return "", "", err
+	}
+	return node.ID, node.Attributes["driver.leapcell.runtime"], nil
 }
 
 // round is one start with the platform, and one without.

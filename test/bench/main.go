@@ -101,7 +101,7 @@ func main() {
 	flag.IntVar(&c.n, "n", c.n, "samples per runtime")
 	flag.StringVar(&runtimes, "runtimes", strings.Join(c.runtimes, ","), "cold, resume: samples of the folder examples, or probe")
 	flag.StringVar(&launchers, "launchers", "", "cold: OCI runtimes to compare, each on a node of its own (default that of the platform)")
-	flag.StringVar(&launcher, "runtime", "", "OCI runtime of the platform (default runc)")
+	flag.StringVar(&launcher, "runtime", "", "OCI runtime of the platform (default the driver's)")
 	flag.StringVar(&out, "out", "", "folder for the reports (default docs/benchmarks; quick: docs/benchmarks/quick)")
 	flag.IntVar(&c.services, "services", c.services, "burst: services, at most 100 are woken at once")
 	flag.IntVar(&c.routes, "routes", c.routes, "routes: how many in the end")
@@ -149,6 +149,10 @@ func run(ctx context.Context, bench string, c config, seed uint64, launcher, out
 			out = filepath.Join(out, "quick")
 		}
 	}
+	_, launcher, err = onlyNode(ctx, p)
+	if err != nil {
+		return err
+	}
 	begin := time.Now()
 	for _, t := range turns {
 		size := c
@@ -156,7 +160,7 @@ func run(ctx context.Context, bench string, c config, seed uint64, launcher, out
 			size = whole()
 			t.change(&size)
 		}
-		err = errors.Join(err, one(ctx, p, t.bench, size, seed, out, stdout))
+		err = errors.Join(err, one(ctx, p, launcher, t.bench, size, seed, out, stdout))
 		if ctx.Err() != nil {
 			break
 		}
@@ -178,9 +182,9 @@ func upArgs(c config, launcher string) []string {
 }
 
 // one runs one benchmark and reports.
-func one(ctx context.Context, p *harness.Platform, bench string, c config, seed uint64, out string, stdout io.Writer) error {
+func one(ctx context.Context, p *harness.Platform, launcher, bench string, c config, seed uint64, out string, stdout io.Writer) error {
 	fmt.Fprintf(os.Stderr, "bench: %s (seed %d)\n", bench, seed)
-	r := report{Bench: bench, At: time.Now(), Machine: thisMachine(p), Samples: c.n}
+	r := report{Bench: bench, At: time.Now(), Machine: thisMachine(launcher), Samples: c.n}
 	if bench == "mixed" || bench == "chaos" {
 		r.Seed = seed
 	}

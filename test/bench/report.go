@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -55,8 +54,8 @@ type machine struct {
 	Launcher string  `json:"launcher"` // of instances
 }
 
-func thisMachine(p *harness.Platform) machine {
-	m := machine{Cores: runtime.NumCPU(), CPU: "unknown processor", Cgroups: "version 1", Launcher: cmp.Or(p.Config.Runtime, "the driver's default")}
+func thisMachine(launcher string) machine {
+	m := machine{Cores: runtime.NumCPU(), CPU: "unknown processor", Cgroups: "version 1", Launcher: launcher}
 	self := harness.Process{PID: os.Getpid()}
 	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
 		for line := range strings.Lines(string(b)) {
