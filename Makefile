@@ -40,7 +40,7 @@ build: ## all programs, into bin/
 tools: build ## Nomad and Vault: found on PATH, or built from their pinned modules into bin/
 	bin/leapcell tools
 
-test: lint tools unit e2e ## all of it: lint, unit tests, contract and end-to-end tests (as root)
+test: lint tools unit e2e v2 ## all of it: lint, unit tests, contract and end-to-end tests, sandboxes with cgroup v2 (as root)
 
 check: lint unit ## what needs neither root nor a platform
 
