@@ -266,14 +266,18 @@ func TestCollectAtTheSameTime(t *testing.T) {
 		shared = append(shared, layer(t))
 	}
 	// Between pushes everything becomes a day old, so that what the next one renews is all that is
-	// young.
+	// young. Days do not pass within one collection: what was pushed since it began would be old.
 	var moment sync.RWMutex
+	var collection sync.Mutex
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	var collecting sync.WaitGroup
 	collecting.Go(func() {
 		for ctx.Err() == nil {
-			if _, err := r.Collect(ctx, Collection{Age: time.Hour, Settled: all.Settled}); err != nil && ctx.Err() == nil {
+			collection.Lock()
+			_, err := r.Collect(ctx, Collection{Age: time.Hour, Settled: all.Settled})
+			collection.Unlock()
+			if err != nil && ctx.Err() == nil {
 				t.Error(err)
 				return
 			}
@@ -299,7 +303,9 @@ func TestCollectAtTheSameTime(t *testing.T) {
 					return
 				}
 				moment.Lock()
+				collection.Lock()
 				aged(t, r)
+				collection.Unlock()
 				moment.Unlock()
 				if n%3 != 0 {
 					if _, err := r.Untag(repository, tag, time.Now()); err != nil {
