@@ -216,6 +216,8 @@ func unreadable(what string, err error) error {
 func (s *Store) noteChecked(digest, key string) error {
 	hex := strings.TrimPrefix(digest, "sha256:")
 	temp := s.path("tmp", "signed"+hex)
+	s.checks.mu.Lock() // starts of one image are checked side by side, and would rename each other's file
+	defer s.checks.mu.Unlock()
 	err := os.WriteFile(temp, []byte(key), 0o600)
 	if err == nil {
 		err = os.Rename(temp, s.path("signed", hex))
@@ -223,8 +225,6 @@ func (s *Store) noteChecked(digest, key string) error {
 	if err != nil {
 		return s.plain(err)
 	}
-	s.checks.mu.Lock()
-	defer s.checks.mu.Unlock()
 	s.checks.by[digest] = key
 	return nil
 }
@@ -232,8 +232,8 @@ func (s *Store) noteChecked(digest, key string) error {
 // forgetChecked goes with the image. What a kill leaves is removed at the next start.
 func (s *Store) forgetChecked(digest string) {
 	s.checks.mu.Lock()
+	defer s.checks.mu.Unlock()
 	delete(s.checks.by, digest)
-	s.checks.mu.Unlock()
 	if err := os.Remove(s.path("signed", strings.TrimPrefix(digest, "sha256:"))); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.cfg.Log.Warn("what is known of an image's signature could not be removed", "image", digest, "error", err)
 	}

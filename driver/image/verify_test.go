@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -207,6 +208,30 @@ func TestSignedImageIsAskedAboutOnce(t *testing.T) {
 	attach(t, ref, payloadOf(t, ref), signed(t, next, payloadOf(t, ref)))
 	pull(t, s, ref)
 	quiet(s, "after it was signed anew")
+}
+
+// Starts of an image that is here already are checked each by itself when the keys change.
+func TestOneImageIsCheckedSideBySide(t *testing.T) {
+	ours, next := newSigner(t), newSigner(t)
+	r := newRegistry(t)
+	ref := r.push(t, gzipped(t, file{name: "app", text: "1"}))
+	attach(t, ref, payloadOf(t, ref), signed(t, ours, payloadOf(t, ref)))
+	s, cfg := strict(t, VerifyRequire, ours)
+	pull(t, s, ref)
+	attach(t, ref, payloadOf(t, ref), signed(t, next, payloadOf(t, ref)))
+	for range 20 {
+		keysFile(t, cfg.Verify.KeysFile, next)
+		var starts sync.WaitGroup
+		for range 20 {
+			starts.Go(func() {
+				if _, err := s.Pull(t.Context(), ref); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		starts.Wait()
+		s.forgetChecked(strings.Split(ref, "@")[1])
+	}
 }
 
 // Images that came before anybody looked at signatures are looked at when they are next used.
