@@ -254,50 +254,59 @@ func (o *Origin) Has(ctx context.Context, service, digest string) (bool, error) 
 	if err != nil {
 		return false, err
 	}
-	if _, ok := there[digest]; !ok {
-		return false, nil
-	}
-	m, err := o.manifest(ctx, service, digest)
-	if err != nil {
-		return false, err
-	}
-	for sum, size := range m.Contents() {
-		if have, ok := there[sum]; !ok || have != size {
-			return false, nil
-		}
-	}
-	return true, nil
+	lost, _, err := o.compare(ctx, service, there, []string{digest})
+	return len(lost) == 0, err
 }
 
-// Collect removes what no manifest of keep needs. Nothing of the service may be published
-// meanwhile.
-func (o *Origin) Collect(ctx context.Context, service string, keep []string) error {
+// Collect removes what no manifest of keep needs, and gives those of which something is not
+// there: they can be published once more. Nothing of the service may be published meanwhile.
+func (o *Origin) Collect(ctx context.Context, service string, keep []string) (lost []string, err error) {
 	there, err := o.store.List(ctx, service)
-	if err != nil || len(there) == 0 {
-		return err
+	if err != nil {
+		return nil, err
 	}
-	for _, digest := range keep {
-		if _, ok := there[digest]; !ok {
-			continue // to be published once more
-		}
-		delete(there, digest)
-		m, err := o.manifest(ctx, service, digest)
-		if err != nil {
-			return err
-		}
-		for sum := range m.Contents() {
-			delete(there, sum)
-		}
-	}
-	if len(there) == 0 {
-		return nil
+	lost, needed, err := o.compare(ctx, service, there, keep)
+	if err != nil {
+		return nil, err
 	}
 	var rest []string
 	for sum := range there {
-		rest = append(rest, sum)
+		if !needed[sum] {
+			rest = append(rest, sum)
+		}
+	}
+	if len(rest) == 0 {
+		return lost, nil
 	}
 	slices.Sort(rest)
-	return o.store.Delete(ctx, service, rest...)
+	return lost, o.store.Delete(ctx, service, rest...)
+}
+
+// compare gives the manifests of which something is not there, and what all of them need as far
+// as it is known.
+func (o *Origin) compare(ctx context.Context, service string, there map[string]int64, manifests []string) (lost []string, needed map[string]bool, err error) {
+	needed = map[string]bool{}
+	for _, digest := range manifests {
+		if _, ok := there[digest]; !ok {
+			lost = append(lost, digest)
+			continue
+		}
+		m, err := o.manifest(ctx, service, digest)
+		if err != nil {
+			return nil, nil, err
+		}
+		needed[digest] = true
+		whole := true
+		for sum, size := range m.Contents() {
+			needed[sum] = true
+			have, ok := there[sum]
+			whole = whole && ok && have == size
+		}
+		if !whole {
+			lost = append(lost, digest)
+		}
+	}
+	return lost, needed, nil
 }
 
 func (o *Origin) manifest(ctx context.Context, service, digest string) (*front.Manifest, error) {

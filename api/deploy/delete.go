@@ -44,10 +44,19 @@ func (d *Deployer) DeleteService(ctx context.Context, svc leapcell.Service) (err
 	d.done.Go(func() { d.quiet(svc.ID, d.ClearCache(d.ctx, svc)) })
 	// What is left in the registry goes with the next collection.
 	d.quiet(svc.ID, d.cfg.Storage.Forget(svc.ID))
-	if d.cfg.Fronts != nil {
-		d.quiet(svc.ID, d.cfg.Fronts.Forget(ctx, svc.ID))
+	return d.forgetFronts(ctx, svc)
+}
+
+// forgetFronts removes the service's static files. Nobody else would find them: if it fails, the
+// service stays, and is deleted again.
+func (d *Deployer) forgetFronts(ctx context.Context, svc leapcell.Service) error {
+	if d.cfg.Fronts == nil {
+		return nil
 	}
-	return nil
+	state := d.service(svc.ID)
+	state.front.Lock()
+	defer state.front.Unlock()
+	return d.cfg.Fronts.Forget(ctx, svc.ID)
 }
 
 // stopAll cancels the unfinished deployments of a service and waits for their workers.

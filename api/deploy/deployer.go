@@ -389,6 +389,7 @@ func (d *Deployer) Resume(ctx context.Context) error {
 		}
 	}
 	d.done.Go(d.tidy)
+	d.done.Go(d.tidyFronts)
 	d.done.Go(d.signKept)
 	return nil
 }

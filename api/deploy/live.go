@@ -290,11 +290,6 @@ func (d *Deployer) tidy() {
 			d.quiet(dep.ID, d.scaleDown(d.ctx, dep.ID))
 		}
 	}
-	services, err := d.cfg.Store.Services(d.ctx)
-	d.quiet("static files", err)
-	for _, svc := range services {
-		d.collectFronts(svc)
-	}
 }
 
 // registered gives the jobs in Nomad, as soon as it answers.

@@ -22,8 +22,9 @@ type Fronts interface {
 	Publish(ctx context.Context, f *cdn.Front) error
 	// Has reports whether all of what a manifest names is there.
 	Has(ctx context.Context, service, manifest string) (bool, error)
-	// Collect removes what none of these manifests needs.
-	Collect(ctx context.Context, service string, keep []string) error
+	// Collect removes what none of these manifests needs, and gives those of which something is
+	// not there.
+	Collect(ctx context.Context, service string, keep []string) (lost []string, err error)
 	// Forget removes all of a service.
 	Forget(ctx context.Context, service string) error
 }
@@ -118,19 +119,84 @@ func (d *Deployer) frontImage(f *cdn.Front, dep leapcell.Deployment) string {
 	return fmt.Sprintf("%s/%s/static@%s", d.cfg.RegistryAddress, dep.ServiceID, f.Digest)
 }
 
+// tidyFronts makes the edges' origin agree with the store after a restart, as soon as it
+// answers. Another origin than before is empty: it gets everything that is still needed.
+func (d *Deployer) tidyFronts() {
+	services, err := d.cfg.Store.Services(d.ctx)
+	d.quiet("static files", err)
+	for _, svc := range services {
+		said := ""
+		for pause := d.cfg.Pause; ; pause = min(2*pause, maxPause) {
+			err := d.tidyFront(d.ctx, svc)
+			if leapcell.ErrorCode(err) != leapcell.CodeUnavailable {
+				d.quiet(svc.ID, err)
+				break
+			}
+			if message := leapcell.ErrorMessage(err); message != said {
+				said = message
+				d.quiet(svc.ID, err)
+			}
+			if sleep(d.ctx, pause) != nil {
+				return
+			}
+		}
+	}
+}
+
 // collectFronts removes static files that no deployment of the service needs any more.
-func (d *Deployer) collectFronts(svc leapcell.Service) {
+func (d *Deployer) collectFronts(svc leapcell.Service) { d.quiet(svc.ID, d.tidyFront(d.ctx, svc)) }
+
+// tidyFront removes what no deployment of the service needs, and brings back what one needs and
+// the origin has lost.
+func (d *Deployer) tidyFront(ctx context.Context, svc leapcell.Service) error {
 	if d.cfg.Fronts == nil {
-		return
+		return nil
 	}
 	state := d.service(svc.ID)
 	state.front.Lock()
 	defer state.front.Unlock()
-	keep, any, err := d.neededFronts(d.ctx, svc)
-	if err == nil && any {
-		err = d.cfg.Fronts.Collect(d.ctx, svc.ID, keep)
+	if d.isDeleting(svc.ID) {
+		return nil // what came back now would stay for ever
 	}
-	d.quiet(svc.ID, err)
+	deps, any, err := d.neededFronts(ctx, svc)
+	if err != nil || !any {
+		return err
+	}
+	var keep []string
+	for _, dep := range deps {
+		keep = append(keep, dep.Static.Manifest)
+	}
+	lost, err := d.cfg.Fronts.Collect(ctx, svc.ID, keep)
+	if err != nil {
+		return err
+	}
+	for _, dep := range deps {
+		if !slices.Contains(lost, dep.Static.Manifest) {
+			continue
+		}
+		err := d.bringBack(ctx, dep)
+		if leapcell.ErrorCode(err) == leapcell.CodeUnavailable {
+			return err
+		}
+		d.quiet(dep.ID, err) // of the others nothing may be missing
+	}
+	return nil
+}
+
+// bringBack publishes the front end of a former or live deployment once more.
+func (d *Deployer) bringBack(ctx context.Context, dep leapcell.Deployment) error {
+	f, err := d.front(ctx, dep)
+	if err != nil {
+		return err
+	}
+	if f == nil || f.Manifest != dep.Static.Manifest {
+		return leapcell.Errorf(leapcell.CodeConflict, "static files of %s are gone, in the registry as well: `leapcell redeploy %s %s` makes them again", dep.ID, dep.Service, dep.ID)
+	}
+	if err := d.cfg.Fronts.Publish(ctx, f); err != nil {
+		return err
+	}
+	d.cfg.Log.Info("static files published once more", "deployment", dep.ID, "service", dep.ServiceID)
+	return nil
 }
 
 // maxFormer bounds how many front ends an edge looks through for one file.
@@ -169,9 +235,10 @@ func (d *Deployer) frontKept(dep leapcell.Deployment, former int) bool {
 	return former <= d.cfg.Keep || former <= maxFormer && time.Since(dep.UpdatedAt) < d.cfg.FormerFor
 }
 
-// neededFronts are the manifests of deployments that may be visited, by the service's name or
-// by their own, or whose pages may still be open. any says whether there ever was one.
-func (d *Deployer) neededFronts(ctx context.Context, svc leapcell.Service) (keep []string, any bool, err error) {
+// neededFronts are the deployments with a front end that may be visited, by the service's name or
+// by their own, or whose pages may still be open, the newest first. any says whether there ever
+// was one.
+func (d *Deployer) neededFronts(ctx context.Context, svc leapcell.Service) (keep []leapcell.Deployment, any bool, err error) {
 	all, err := d.cfg.Store.Deployments(ctx, svc.ID, 0)
 	if err != nil {
 		return nil, false, err
@@ -187,7 +254,7 @@ func (d *Deployer) neededFronts(ctx context.Context, svc leapcell.Service) (keep
 		}
 		any = true
 		if needed[dep.ID] || dep.Kept() && dep.Preview == "" && d.frontKept(dep, former) {
-			keep = append(keep, dep.Static.Manifest)
+			keep = append(keep, dep)
 		}
 	}
 	return keep, any, nil

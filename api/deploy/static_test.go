@@ -22,8 +22,18 @@ import (
 // They outlive the deployer.
 type fakeFronts struct {
 	built, there map[string]bool
+	away         *int // so many calls of the origin fail
 	whole        bool
 	v            *view
+}
+
+// answers is what a call of the origin begins with.
+func (f *fakeFronts) answers() error {
+	if *f.away == 0 {
+		return nil
+	}
+	*f.away--
+	return leapcell.Errorf(leapcell.CodeUnavailable, "the bucket does not answer")
 }
 
 func (f *fakeFronts) manifest(tag string) string { return "manifest-" + tag }
@@ -48,21 +58,36 @@ func (f *fakeFronts) Has(ctx context.Context, _, manifest string) (ok bool, err 
 	return ok, err
 }
 
-func (f *fakeFronts) Collect(ctx context.Context, _ string, keep []string) error {
-	return f.v.do(ctx, "Collect", func() error {
+func (f *fakeFronts) Collect(ctx context.Context, _ string, keep []string) (lost []string, err error) {
+	err = f.v.do(ctx, "Collect", func() error {
+		if err := f.answers(); err != nil {
+			return err
+		}
 		maps.DeleteFunc(f.there, func(m string, _ bool) bool { return !slices.Contains(keep, m) })
+		for _, m := range keep {
+			if !f.there[m] {
+				lost = append(lost, m)
+			}
+		}
 		return nil
 	})
+	return lost, err
 }
 
 func (f *fakeFronts) Forget(ctx context.Context, _ string) error {
-	return f.v.do(ctx, "Forget", func() error { clear(f.there); return nil })
+	return f.v.do(ctx, "Forget", func() error {
+		if err := f.answers(); err != nil {
+			return err
+		}
+		clear(f.there)
+		return nil
+	})
 }
 
 // withFronts is a world whose builds leave front ends; whole ones leave no image.
 func withFronts(t *testing.T, whole bool) (*world, *fakeFronts) {
 	w := newWorld(t)
-	f := &fakeFronts{built: map[string]bool{}, there: map[string]bool{}, whole: whole}
+	f := &fakeFronts{built: map[string]bool{}, there: map[string]bool{}, away: new(int), whole: whole}
 	w.build = func(w *world, a *api.AllocationListStub, dep leapcell.Deployment) {
 		goodBuild(w, a, dep)
 		f.built[dep.ServiceID+":"+strconv.Itoa(dep.Number)] = true
@@ -328,5 +353,55 @@ func TestPreviewOfASite(t *testing.T) {
 	d.done.Wait()
 	if f.there["manifest-2"] || len(f.there) != 3 {
 		t.Errorf("at the origin after its end: %v", f.there)
+	}
+}
+
+// An origin that has lost everything, as another one than before has, gets back what is needed,
+// as soon as it answers.
+func TestAnotherOrigin(t *testing.T) {
+	w, f := withFronts(t, true)
+	v := w.view(0, false)
+	d := w.deployer(v, f.with(v))
+	for range 3 {
+		w.finish(d, w.submit(d).ID)
+	}
+	d.done.Wait()
+	d.Close()
+	if len(f.there) != 3 {
+		t.Fatalf("at the origin: %v", f.there)
+	}
+	clear(f.there)
+	delete(f.built, "shop-x:2") // what is nowhere keeps nothing else away
+	*f.away = 3
+
+	next := w.view(0, false)
+	again := w.deployer(next, f.with(next))
+	if err := again.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	again.done.Wait()
+	if got := slices.Sorted(maps.Keys(f.there)); !slices.Equal(got, []string{"manifest-1", "manifest-3"}) {
+		t.Errorf("at the origin: %v", got)
+	}
+}
+
+// Nobody would find the files of a service that is gone: it goes once they are.
+func TestDeleteWhileTheOriginIsAway(t *testing.T) {
+	w, f := withFronts(t, true)
+	v := w.view(0, false)
+	d := w.deployer(v, f.with(v))
+	w.finish(d, w.submit(d).ID)
+	d.done.Wait()
+	*f.away = 1
+	if err := d.DeleteService(t.Context(), w.svc["shop-x"]); leapcell.ErrorCode(err) != leapcell.CodeUnavailable || len(f.there) != 1 {
+		t.Errorf("%v; there is %v", err, f.there)
+	}
+	if err := d.DeleteService(t.Context(), w.svc["shop-x"]); err != nil || len(f.there) > 0 {
+		t.Errorf("%v; left: %v", err, f.there)
+	}
+	// Somebody who still had the service at hand brings nothing back.
+	d.collectFronts(w.svc["shop-x"])
+	if len(f.there) > 0 {
+		t.Errorf("came back: %v", f.there)
 	}
 }
