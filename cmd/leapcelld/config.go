@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/api/cdn"
 	"github.com/leapcell/leapcell/api/outbound"
 )
 
@@ -53,6 +54,8 @@ type Config struct {
 	AllowFileURLs  bool
 	SourceNetworks outbound.Networks
 
+	Static cdn.S3Config // without a bucket: the folder "static" in the data folder
+
 	CollectAge      time.Duration
 	MetricsServices int
 	LogLevel        slog.Level
@@ -66,7 +69,7 @@ func defaults() Config {
 		VaultAddr: "http://127.0.0.1:8200", VaultTransit: "leapcell",
 		Domain: "leapcell.localhost", PublicURL: "http://leapcell.localhost:8080",
 		UploadLimit: 100 << 20, CallsPerMinute: 10_000,
-		MetricsServices: 100, CollectAge: time.Hour,
+		MetricsServices: 100, CollectAge: time.Hour, Static: cdn.S3Config{Addressing: "auto"},
 		BaseSuite: "trixie", BaseAge: 30 * 24 * time.Hour, Plan: leapcell.Plans()[0],
 	}
 }
@@ -102,11 +105,23 @@ func (c *Config) flags(out io.Writer) *flag.FlagSet {
 	f.DurationVar(&c.BaseAge, "base-age", c.BaseAge, "base images older than this are made anew when they are next used; 0 is never")
 	f.StringVar(&c.AptConfigDir, "apt-config-dir", c.AptConfigDir, "folder with apt settings for assembling base images (default none)")
 	c.planFlags(f)
+	c.staticFlags(f)
 	f.DurationVar(&c.CollectAge, "collect-age", c.CollectAge, "how long images, layers and build results stay at least after nothing needs them any more: longer than a push takes")
 	f.BoolVar(&c.AllowFileURLs, "allow-file-urls", c.AllowFileURLs, "let deployments read git repositories on this machine's disk (file://)")
 	f.Var((*networks)(&c.SourceNetworks), "source-networks", "private networks that git repositories and the APIs of their hosts may be in, such as 10.1.0.0/16,192.168.7.2 (default none)")
 	f.TextVar(&c.LogLevel, "log-level", c.LogLevel, "debug, info, warn or error")
 	return f
+}
+
+// staticFlags declares where static files are.
+func (c *Config) staticFlags(f *flag.FlagSet) {
+	s := &c.Static
+	f.StringVar(&s.Bucket, "static-bucket", s.Bucket, "bucket of S3, or of what speaks like it, for static files; edges fetch from it (default none: they are in the data folder)")
+	f.StringVar(&s.Endpoint, "static-endpoint", s.Endpoint, "address of the bucket's service, such as https://s3.example.com, as edges reach it too (default Amazon S3)")
+	f.StringVar(&s.Region, "static-region", s.Region, "region of the bucket (default: the service is asked)")
+	f.StringVar(&s.Prefix, "static-prefix", s.Prefix, "what all names in the bucket begin with, for platforms that share one (default none)")
+	f.StringVar(&s.Addressing, "static-addressing", s.Addressing, "where the bucket's name stands in an address: path, host, or auto: in the host for services that are known to want it there, such as Amazon's, else in the path")
+	f.StringVar(&s.CredentialsFile, "static-credentials-file", s.CredentialsFile, "file (0600) with the bucket's keys in the form of ~/.aws/credentials, profile default; read again when it changes (default: AWS_* in the environment, ~/.aws/credentials, the machine's role)")
 }
 
 // planFlags declares the plan and what an operator may change of it.
@@ -204,6 +219,9 @@ func (c Config) Validate() error {
 		if _, _, err := net.SplitHostPort(value); err != nil {
 			bad = append(bad, fmt.Errorf("%s is %q: it must be host:port", name, value))
 		}
+	}
+	if c.Static.Bucket == "" && c.Static != defaults().Static {
+		bad = append(bad, errors.New("--static-bucket is empty, and another setting of the bucket is set: it is needed"))
 	}
 	if c.CollectAge < time.Second {
 		bad = append(bad, fmt.Errorf("--collect-age is %s: it must be at least 1s", c.CollectAge))

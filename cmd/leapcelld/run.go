@@ -87,7 +87,7 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	if err != nil {
 		return err
 	}
-	files, err := newOrigin(cfg, pushes)
+	files, bucket, err := newOrigin(cfg, pushes)
 	if err != nil {
 		return err
 	}
@@ -105,12 +105,15 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 
 	hub := hook.New(hook.Config{Store: db, Keys: keys, Sources: sources, Deployer: deployer, Networks: cfg.SourceNetworks, Log: log})
 	figures := metrics.New(metrics.Config{Scaler: scaler, Usage: db, Images: deployer, Services: cfg.MetricsServices})
+	checks := map[string]func(context.Context) error{
+		"store": db.Ping, "nomad": cluster.Health, "vault": sealer.Health, "registry": pushes.Health,
+	}
+	if bucket != nil {
+		checks["static"] = bucket.Health
+	}
 	api, err := server.New(server.Config{
 		Store: db, Deployer: deployer, Env: keeper, Opener: sealer, Hub: hub, Logs: deployer, Instances: cluster, Scaler: scaler, Cleaner: keeper, Runtimes: builder, Static: files, Uploads: sources, Supply: chain,
-		Checks: map[string]func(context.Context) error{
-			"store": db.Ping, "nomad": cluster.Health, "vault": sealer.Health, "registry": pushes.Health,
-		},
-		Domain: cfg.Domain, PublicURL: cfg.PublicURL, Workspace: workspace, Version: version(),
+		Checks: checks, Domain: cfg.Domain, PublicURL: cfg.PublicURL, Workspace: workspace, Version: version(),
 		UploadLimit: int64(cfg.UploadLimit), CallsPerMin: cfg.CallsPerMinute, Called: figures.Called, Log: log,
 	})
 	if err != nil {
@@ -125,6 +128,7 @@ func run(ctx context.Context, args []string, env func(string) string, stdout io.
 	work.Go(func() error { return api.Serve(ctx, at.public) })
 	work.Go(func() error { return serveRegistry(ctx, images, at.private, log) })
 	work.Go(func() error { return serveAdmin(ctx, figures, at.admin, log) })
+	work.Go(func() error { return tryBucket(ctx, bucket, log) })
 	work.Go(func() error { sealer.KeepToken(ctx); return nil })
 	work.Go(func() error { keeper.Run(ctx); return nil })
 	work.Go(func() error { hub.Run(ctx); return nil })
@@ -157,13 +161,33 @@ func newRegistry(ctx context.Context, cfg Config, log *slog.Logger) (*registry.R
 	return images, registry.NewClient(cred), nil
 }
 
-// newOrigin gives what edges fetch static files from.
-func newOrigin(cfg Config, pushes *registry.Client) (*cdn.Origin, error) {
-	files, err := cdn.NewLocal(cfg.path("static"))
-	if err != nil {
-		return nil, err
+// newOrigin gives what edges fetch static files from, and the bucket they are in if it is one.
+func newOrigin(cfg Config, pushes *registry.Client) (*cdn.Origin, *cdn.S3, error) {
+	if cfg.Static.Bucket != "" {
+		bucket, err := cdn.NewS3(cfg.Static)
+		if err != nil {
+			return nil, nil, err
+		}
+		files, err := cdn.New(bucket, pushes, cfg.path("static-tmp"))
+		return files, bucket, err
 	}
-	return cdn.New(files, pushes, cfg.path("static-tmp"))
+	folder, err := cdn.NewLocal(cfg.path("static"))
+	if err != nil {
+		return nil, nil, err
+	}
+	files, err := cdn.New(folder, pushes, cfg.path("static-tmp"))
+	return files, nil, err
+}
+
+// tryBucket says at the start what each deployment with static files would wait for.
+func tryBucket(ctx context.Context, bucket *cdn.S3, log *slog.Logger) error {
+	if bucket == nil {
+		return nil
+	}
+	if err := bucket.Health(ctx); err != nil && ctx.Err() == nil {
+		log.Error("static files can be neither stored nor fetched", "err", err)
+	}
+	return nil
 }
 
 // newChain gives what signs and describes images.
