@@ -75,6 +75,7 @@ fn main() {
 		}},
 	} {
 		t.Run(app.runtime, func(t *testing.T) {
+			t.Parallel()
 			s := harness.Get(t).Create(t, harness.Spec{
 				Settings: leapcell.Settings{Runtime: app.runtime, BuildCommand: app.build, StartCommand: app.start},
 				Files:    app.files,

@@ -38,6 +38,7 @@ func TestSamples(t *testing.T) {
 	url := repository(t, filepath.Join(p.Root, "examples"))
 	for _, name := range samples(t) {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			service := harness.Name(t)
 			begin := time.Now()
 			out := p.Must(t, "deploy", filepath.Join(p.Root, "examples", name), "--name", service)
@@ -71,7 +72,7 @@ func samples(t *testing.T) []string {
 	if s := os.Getenv("LEAPCELL_TEST_SAMPLES"); s != "" {
 		return strings.Split(s, ",")
 	}
-	return []string{"go", "python", "node", "rust"}
+	return []string{"rust", "node", "python", "go"} // what takes longest begins first
 }
 
 // repository serves a git repository with dir in its folder examples, on a branch that is
