@@ -54,7 +54,7 @@ up stays up. Settings are remembered in the state folder.`,
 	fl.BoolVar(&f.freePorts, "free-ports", false, "choose ports that are free, unless the platform has some already")
 	fl.StringVar(&f.bind, "bind", "127.0.0.1", "address that the edge and the API listen on")
 	fl.StringVar(&f.domain, "domain", "leapcell.localhost", "services answer below this domain")
-	fl.StringVar(&f.runtime, "runtime", "", "what makes the sandboxes of instances: leapcell, runc or crun (default runc)")
+	fl.StringVar(&f.runtime, "runtime", "", "what makes the sandboxes of instances: leapcell, runc or crun (default leapcell, or runc where the kernel lacks something)")
 	fl.StringVar(&f.iface, "network-interface", "lo", "network interface whose address instances get")
 	fl.StringSliceVar(&f.egress, "allow-egress", nil, "private ranges that instances may reach, such as 10.1.0.0/16")
 	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")

@@ -66,7 +66,15 @@ func TestSameAsRunc(t *testing.T) {
 	}
 }
 
-func TestUnknownRuntimes(t *testing.T) {
+// Where the kernel lacks something, runc takes over, and it is said why.
+func TestChoose(t *testing.T) {
+	lacking := errors.New("the kernel is too old")
+	if name, err := choose(func(string) error { return lacking }); name != "runc" || err != lacking {
+		t.Errorf("%s, %v", name, err)
+	}
+	if name, err := choose(func(string) error { return nil }); name != Direct || err != nil {
+		t.Errorf("%s, %v", name, err)
+	}
 	for name, why := range map[string]string{"runsc": "control group", "docker": "not known"} {
 		if err := Available(name); err == nil || !strings.Contains(leapcell.ErrorMessage(err), why) {
 			t.Errorf("%s: %v", name, err)

@@ -51,6 +51,16 @@ const Direct = "leapcell"
 // Runtimes are the names that [NewLauncher] takes.
 var Runtimes = []string{Direct, "runc", "crun"}
 
+// Choose is the runtime of a machine whose operator names none, and why it is not [Direct] when it is not.
+func Choose() (name string, fallback error) { return choose(Available) }
+
+func choose(available func(string) error) (name string, fallback error) {
+	if err := available(Direct); err != nil {
+		return "runc", err
+	}
+	return Direct, nil
+}
+
 // Available says what is missing on this machine for the runtime of that name.
 func Available(name string) error {
 	if name == "runsc" {

@@ -35,7 +35,7 @@ var configSpec = hclspec.NewObject(map[string]*hclspec.Spec{
 	"state_dir": hclspec.NewAttr("state_dir", "string", true),
 	// Unique on the machine; part of the names of cgroups, links, namespaces and tables.
 	"name": hclspec.NewAttr("name", "string", false),
-	// What makes the sandboxes: leapcell, runc or crun. Left out: runc.
+	// What makes the sandboxes: leapcell, runc or crun. Left out: leapcell, or runc where the kernel lacks something.
 	"runtime": hclspec.NewAttr("runtime", "string", false),
 	// Addresses of the instances, and how many network namespaces are kept ready.
 	"subnet":     hclspec.NewAttr("subnet", "string", false),

@@ -62,7 +62,11 @@ func (d *Driver) fingerprint(ctx context.Context) *drivers.Fingerprint {
 		return unhealthy(err)
 	}
 	attributes[attributePrefix+".supervisor_version"] = pstructs.NewStringAttribute(h.Version)
-	return &drivers.Fingerprint{Attributes: attributes, Health: drivers.HealthStateHealthy, HealthDescription: drivers.DriverHealthy}
+	description := drivers.DriverHealthy
+	if cfg.Fallback != "" {
+		description += "; sandboxes are made by " + cfg.Runtime + ": " + cfg.Fallback
+	}
+	return &drivers.Fingerprint{Attributes: attributes, Health: drivers.HealthStateHealthy, HealthDescription: description}
 }
 
 // attributePrefix begins the names of the node's attributes that jobs can make constraints of.

@@ -52,6 +52,10 @@ func TestFingerprintSaysAllThatIsMissingAndRecovers(t *testing.T) {
 		}
 	}
 	healthy()
+	d.cfg.Fallback = "the kernel is too old"
+	if f := d.fingerprint(context.Background()); f.Health != drivers.HealthStateHealthy || !strings.Contains(f.HealthDescription, "made by runc: the kernel is too old") {
+		t.Errorf("of a node that runs with less: %s %s", f.Health, f.HealthDescription)
+	}
 	for want, harm := range map[string]func(m *machine){
 		"does not run as root":     func(m *machine) { m.uid = func() int { return 1000 } },
 		"runc is not on PATH":      func(m *machine) { m.available = func(r string) error { return errors.New(r + " is not on PATH") } },

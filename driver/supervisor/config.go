@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/driver/cell"
 	"github.com/leapcell/leapcell/driver/image"
 )
 
@@ -23,6 +24,7 @@ type Config struct {
 	StateDir    string      `codec:"state_dir" json:"stateDir"`
 	Name        string      `codec:"name" json:"name"`
 	Runtime     string      `codec:"runtime" json:"runtime"`
+	Fallback    string      `codec:"-" json:"-"` // why Runtime is not our own, where nobody has set it
 	Subnet      string      `codec:"subnet" json:"subnet"`
 	NetnsPool   int         `codec:"netns_pool" json:"netnsPool"`
 	AllowEgress []string    `codec:"allow_egress" json:"allowEgress"`
@@ -79,10 +81,16 @@ func (c Config) WithDefaults() (Config, error) {
 		value   string
 	}{
 		{&c.VaultAuth, "jwt-leapcell"}, {&c.VaultRole, "instance"},
-		{&c.Transit, "leapcell"}, {&c.Suspend, "20ms"}, {&c.LogLevel, "info"}, {&c.Runtime, "runc"},
+		{&c.Transit, "leapcell"}, {&c.Suspend, "20ms"}, {&c.LogLevel, "info"},
 	} {
 		if *d.setting == "" {
 			*d.setting = d.value
+		}
+	}
+	if c.Runtime == "" {
+		var lacking error
+		if c.Runtime, lacking = cell.Choose(); lacking != nil {
+			c.Fallback = leapcell.ErrorMessage(lacking)
 		}
 	}
 	if c.DiskMB == 0 {

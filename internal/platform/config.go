@@ -37,7 +37,7 @@ type Config struct {
 	Domain string `json:"domain"` // services are {service}.{domain}
 	Ports  Ports  `json:"ports"`
 
-	Runtime          string   `json:"runtime"`               // what makes the sandboxes; "": runc
+	Runtime          string   `json:"runtime"`               // what makes the sandboxes; "": the driver chooses
 	NetworkInterface string   `json:"networkInterface"`      // whose address instances get
 	AllowEgress      []string `json:"allowEgress,omitempty"` // private ranges that instances may reach
 	LogLevel         string   `json:"logLevel"`
