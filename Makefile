@@ -60,7 +60,7 @@ s3: ## static files in a bucket, on a real S3 service that is built from its pin
 e2e: build tools ## contract and end-to-end tests on a platform of their own, less what takes long (as root; RUN=TestName for some, RUNTIME=crun for another launcher)
 	LEAPCELL_TEST_QUICK=1 $(GO) run ./test/with $(GO) test -count=1 -p 1 -parallel 5 -timeout 40m -run '$(RUN)' ./test/contract ./test/e2e
 
-contract: build tools ## only the runtime contract, one test a clause (RUN=TestMust_FS, RUNTIME=leapcell for another launcher)
+contract: build tools ## only the runtime contract, one test a clause (RUN=TestMust_FS, RUNTIME=runc for another launcher)
 	$(GO) run ./test/with $(GO) test -count=1 -v -parallel 3 -timeout 30m -run '$(RUN)' ./test/contract
 
 v2: ## of make test-v2 what control groups touch most: sandboxes, networks, disks
@@ -69,13 +69,13 @@ v2: ## of make test-v2 what control groups touch most: sandboxes, networks, disk
 test-v2: build tools ## the driver's tests and the contract's clauses in a virtual machine with cgroup v2 alone (RUN=. for all clauses, JOBS=cell for some tests, LIMIT=10m)
 	$(GO) run ./test/vm $(if $(filter-out file,$(origin RUN)),-run '$(RUN)') $(if $(JOBS),-jobs '$(JOBS)') $(if $(LIMIT),-limit $(LIMIT))
 
-clauses: build tools ## the runtime contract, and its results into docs/runtime-contract.md (RUN=TestMust_FS for some clauses, RUNTIME=leapcell for another launcher)
+clauses: build tools ## the runtime contract, and its results into docs/runtime-contract.md (RUN=TestMust_FS for some clauses, RUNTIME=runc for another launcher)
 	$(GO) run ./test/with $(GO) test -count=1 -json -timeout 60m -run '$(RUN)' ./test/contract >bin/contract.json; \
-	status=$$?; $(GO) run ./test/clauses '$(CGROUPS)$(if $(RUNTIME), $(RUNTIME))=bin/contract.json' && exit $$status
+	status=$$?; $(GO) run ./test/clauses '$(CGROUPS) $(or $(RUNTIME),leapcell)=bin/contract.json' && exit $$status
 
 clauses-v2: build tools ## the same in a virtual machine with cgroup v2 alone (an hour and more; RUN=TestMust_FS for some clauses)
 	$(GO) run ./test/vm -jobs contract -run '$(RUN)' -limit 4h -json bin/contract-v2.json; \
-	status=$$?; $(GO) run ./test/clauses v2=bin/contract-v2.json && exit $$status
+	status=$$?; $(GO) run ./test/clauses 'v2 $(or $(RUNTIME),leapcell)=bin/contract-v2.json' && exit $$status
 
 soak: build tools ## a thousand instances through the driver, and what is left of them (as root; N=1000)
 	LEAPCELL_SOAK_CYCLES=$(if $(filter-out file,$(origin N)),$(N),1000) $(GO) run ./test/with $(GO) test -count=1 -v -timeout 60m ./test/soak

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -40,7 +41,7 @@ func (t *tree) tests(ctx context.Context, c config) ([]wire.Job, error) {
 	e2e.Env = append(e2e.Env, "NOMAD_BIN="+filepath.Join(c.root, "bin", "nomad"))
 	contract := job(c, "contract", filepath.Join(c.root, "test", "contract"), c.limit, "-test.run="+c.run)
 	// Its folder stays: should tests fail, the logs in it are shown.
-	contract.Env = append(contract.Env, "LEAPCELL_TEST_KEEP=1")
+	contract.Env = append(contract.Env, "LEAPCELL_TEST_KEEP=1", "LEAPCELL_TEST_LAUNCHER="+os.Getenv("LEAPCELL_TEST_LAUNCHER"))
 	contract.Platform, e2e.Platform = true, true
 	jobs = slices.DeleteFunc(append(jobs, e2e, contract), func(j wire.Job) bool { return !c.wants(j.Name) })
 	if len(jobs) == 0 {
