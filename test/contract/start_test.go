@@ -13,7 +13,10 @@ import (
 	"github.com/leapcell/leapcell/test/harness"
 )
 
-func TestMust_LC1_StartCommandRunsThroughBash(t *testing.T) { eachMode(t, startCommandRunsThroughBash) }
+func TestMust_LC1_StartCommandRunsThroughBash(t *testing.T) {
+	t.Parallel()
+	eachMode(t, startCommandRunsThroughBash)
+}
 
 func startCommandRunsThroughBash(t *testing.T, mode leapcell.Mode) {
 	s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{Mode: mode, StartCommand: `
@@ -38,7 +41,10 @@ func startCommandRunsThroughBash(t *testing.T, mode leapcell.Mode) {
 	}
 }
 
-func TestMust_LC2_PortIsSetAndWins(t *testing.T) { eachMode(t, portIsSetAndWins) }
+func TestMust_LC2_PortIsSetAndWins(t *testing.T) {
+	t.Parallel()
+	eachMode(t, portIsSetAndWins)
+}
 
 func portIsSetAndWins(t *testing.T, mode leapcell.Mode) {
 	for name, port := range map[string]int{"default": 0, "of the service": 9123} {
@@ -72,7 +78,10 @@ type life struct {
 	}
 }
 
-func TestMust_LC3_AnyAnswerOnAnyAddressIsListening(t *testing.T) { eachMode(t, anyAnswerIsListening) }
+func TestMust_LC3_AnyAnswerOnAnyAddressIsListening(t *testing.T) {
+	t.Parallel()
+	eachMode(t, anyAnswerIsListening)
+}
 
 func anyAnswerIsListening(t *testing.T, mode leapcell.Mode) {
 	for name, env := range map[string]map[string]string{
