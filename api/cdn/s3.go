@@ -19,6 +19,7 @@ import (
 
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/s3utils"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/leapcell/leapcell"
 	"github.com/leapcell/leapcell/internal/front"
@@ -66,6 +67,7 @@ type S3 struct {
 	// writable says that the last content was taken, so that Health need not try it.
 	writable atomic.Bool
 	healthy  atomic.Pointer[time.Time] // when Health last found nothing wrong
+	trial    singleflight.Group
 }
 
 // NewS3 makes a store. It looks at the settings only; Health says whether the bucket works.
@@ -312,7 +314,14 @@ func (s *S3) Link(ctx context.Context, service, sum string) (string, error) {
 // Health says why contents cannot be stored, listed or read, if that is so.
 func (s *S3) Health(ctx context.Context) error {
 	if !s.writable.Load() {
-		return s.tryAll(ctx)
+		// One for all who ask: services that keep files trip over a folder that comes and goes.
+		tried := s.trial.DoChan("", func() (any, error) { return nil, s.tryAll(ctx) })
+		select {
+		case result := <-tried:
+			return result.Err
+		case <-ctx.Done():
+			return s.say(ctx.Err(), "answer")
+		}
 	}
 	if last := s.healthy.Load(); last != nil && time.Since(*last) < s3Healthy {
 		return nil

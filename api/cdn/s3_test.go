@@ -3,18 +3,22 @@ package cdn
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/minio/minio-go/v7/pkg/credentials"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/leapcell/leapcell"
 	"github.com/leapcell/leapcell/test/bucket"
@@ -208,6 +212,42 @@ func TestS3Health(t *testing.T) {
 	s.healthy.Store(&before)
 	if err := s.Health(t.Context()); leapcell.ErrorCode(err) != leapcell.CodeUnavailable {
 		t.Errorf("asked later: %v", err)
+	}
+}
+
+// Those who ask at the same time have one trial: a service that keeps files refuses what is put
+// while the folder of another trial goes.
+func TestS3HealthIsTriedOnce(t *testing.T) {
+	server := bucket.Start(t)
+	to, err := url.Parse(server.Endpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy, puts, begun, held := httputil.NewSingleHostReverseProxy(to), atomic.Int32{}, make(chan struct{}), make(chan struct{})
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPut && puts.Add(1) == 1 {
+			close(begun)
+			<-held
+		}
+		proxy.ServeHTTP(w, r)
+	}))
+	defer front.Close()
+	s := s3(t, server, func(c *S3Config) { c.Endpoint = front.URL })
+	var asking errgroup.Group
+	asking.Go(func() error { return s.Health(t.Context()) })
+	<-begun
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Health(ended); !errors.Is(err, context.Canceled) {
+		t.Errorf("without waiting for it: %v", err)
+	}
+	for range 8 {
+		asking.Go(func() error { return s.Health(t.Context()) })
+	}
+	time.Sleep(10 * time.Millisecond) // for a fault to show: without one, nothing depends on it
+	close(held)
+	if err := asking.Wait(); err != nil || puts.Load() != 1 {
+		t.Errorf("%d trials, %v", puts.Load(), err)
 	}
 }
 
