@@ -195,7 +195,14 @@ func (f *buildFollower) see(ctx context.Context, allocs []*api.AllocationListStu
 	f.readRest(ctx)
 	f.ran = task != nil && !task.StartedAt.IsZero()
 	f.result = f.judge(a, task)
-	return true, nil
+	if !f.ran {
+		return true, nil
+	}
+	_, err := f.d.update(ctx, f.w.id, func(dep *leapcell.Deployment) error {
+		dep.BuildBegan, dep.BuildEnded = task.StartedAt, task.FinishedAt
+		return nil
+	})
+	return true, err
 }
 
 // phases moves the deployment along with what the node says it does.

@@ -22,6 +22,9 @@ func TestDeploy(t *testing.T) {
 	if dep.State != leapcell.Live || dep.Image != "registry/shop-x/app@sha256:1" || dep.LiveAt.IsZero() {
 		t.Fatalf("deployment: %+v", dep)
 	}
+	if dep.BuildBegan.Before(dep.CreatedAt) || dep.BuildEnded.Before(dep.BuildBegan) || dep.LiveAt.Before(dep.BuildEnded) {
+		t.Errorf("asked for at %s, built from %s to %s, live at %s", dep.CreatedAt, dep.BuildBegan, dep.BuildEnded, dep.LiveAt)
+	}
 	if dep.Settings.Runtime != "go" || dep.Settings.StartCommand != "./app" || dep.Settings.Port != leapcell.DefaultPort {
 		t.Errorf("settings: %+v", dep.Settings)
 	}
@@ -131,6 +134,12 @@ func TestFailures(t *testing.T) {
 	}{
 		"build command": {func(w *world) { w.build = badBuild(2, "one\nno such module\n") },
 			leapcell.CodeBuildFailed, "the build command exited with code 2", new(2), "no such module"},
+		"build killed": {func(w *world) {
+			w.build = func(w *world, a *api.AllocationListStub, dep leapcell.Deployment) {
+				badBuild(137, "one\n")(w, a, dep)
+				a.TaskStates[dep.ServiceID].Events[0].Details = map[string]string{"exit_message": "the build command was killed"}
+			}
+		}, leapcell.CodeBuildFailed, "the build command was killed", nil, "one"},
 		"wrong port": {func(w *world) {
 			w.status = func(string) leapcell.GateStatus {
 				return leapcell.GateStatus{Code: leapcell.CodePortNotListening, Message: leapcell.PortNotListeningText(8080)}

@@ -79,7 +79,7 @@ func buildFailure(e *api.TaskEvent) leapcell.Problem {
 	switch {
 	case p.Message == "":
 		p.Message = fmt.Sprintf("the build command exited with code %d", e.ExitCode)
-	case p.ExitCode == nil:
+	case p.ExitCode == nil && !strings.HasPrefix(p.Message, "the build command "):
 		p.Message = "the build failed: " + p.Message
 	}
 	return p

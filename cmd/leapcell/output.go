@@ -64,7 +64,6 @@ var nextStep = map[leapcell.Code]string{
 	leapcell.CodeForbidden:        "use a token that may do this",
 	leapcell.CodeNotFound:         "`leapcell services` lists what is there",
 	leapcell.CodeUnavailable:      "`leapcell status` shows which part is down; `leapcell up` brings it back",
-	leapcell.CodeRateLimited:      "wait a moment, then repeat it",
 	leapcell.CodeInternal:         "`leapcell status` names the log of the control plane, which has the cause",
 	leapcell.CodeBuildFailed:      "put the build command or the source right, then `leapcell deploy` again",
 	leapcell.CodePortNotListening: "let the app listen on the port in PORT, or set --port to where it listens",

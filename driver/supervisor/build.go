@@ -121,6 +121,9 @@ func (t *task) judgeBuild(e cell.Exit) *Exit {
 	switch {
 	case e.OOM:
 		return &Exit{Code: max(e.Code, 1), OOM: true, Message: fmt.Sprintf("out of memory: the build was killed at %d MB", t.req.MemoryMB)}
+	case e.Signal == int(unix.SIGKILL):
+		// The kernel spares the first process of a sandbox what others in it send.
+		return &Exit{Code: e.Code, Signal: e.Signal, Message: "the build command was killed from outside of its sandbox: deploy again"}
 	case e.Code != 0 && t.ownDiskFull():
 		return &Exit{Code: e.Code, Message: fmt.Sprintf("the build command exited with code %d; it has filled its disk of %d MB", e.Code, t.diskMB())}
 	case e.Code != 0 && t.sup.diskFull():

@@ -477,6 +477,7 @@ func TestBuildThatFails(t *testing.T) {
 		"command": {program: exits(2, "no such package\n"), code: 2, message: "the build command exited with code 2"},
 		"timeout": {program: func(c *fakeCell) { <-c.ended }, timeout: "50ms", code: 1, message: "the build took longer than its limit of 50ms"},
 		"memory":  {program: func(c *fakeCell) { c.end(cell.Exit{Code: 137, OOM: true}) }, code: 137, message: "out of memory: the build was killed at 256 MB"},
+		"killed":  {program: func(c *fakeCell) { c.end(cell.Exit{Code: 137, Signal: 9}) }, code: 137, message: "the build command was killed from outside of its sandbox: deploy again"},
 		"disk":    {program: exits(0, ""), commit: &fs.PathError{Op: "write", Path: "/x", Err: unix.ENOSPC}, code: 1, message: "the image could not be published: no space left on the node's disk"},
 	} {
 		t.Run(name, func(t *testing.T) {
