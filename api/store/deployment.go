@@ -39,12 +39,27 @@ func (s *Store) CreateDeployment(ctx context.Context, serviceID string, src leap
 		_, err = tx.ExecContext(ctx, `INSERT INTO deployments (`+deploymentColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 			d.ID, d.ServiceID, d.Service, d.Number, string(d.State), row.source, row.settings, d.Image, row.problem,
 			micros(d.CreatedAt), micros(d.UpdatedAt), micros(d.LiveAt), row.facts)
-		return err
+		if err != nil {
+			return err
+		}
+		return count(ctx, tx, svc.Workspace, d, row.facts)
 	})
 	if err != nil {
 		return leapcell.Deployment{}, err
 	}
 	return d, nil
+}
+
+// keepMade is how long it is known that a deployment was made: longer than any plan counts.
+const keepMade = 48 * time.Hour
+
+// count notes what plans count of a deployment, which outlives it.
+func count(ctx context.Context, tx *sql.Tx, workspace string, d leapcell.Deployment, origin string) error {
+	if _, err := tx.ExecContext(ctx, `DELETE FROM made WHERE created_at < ?`, micros(d.CreatedAt.Add(-keepMade))); err != nil {
+		return err
+	}
+	_, err := tx.ExecContext(ctx, `INSERT INTO made (id, workspace, origin, created_at) VALUES (?, ?, ?, ?)`, d.ID, workspace, origin, micros(d.CreatedAt))
+	return err
 }
 
 func nextNumber(ctx context.Context, tx *sql.Tx, name string) (int, error) {
@@ -112,10 +127,10 @@ func (s *Store) Unfinished(ctx context.Context) ([]leapcell.Deployment, error) {
 	return scanAll(rows, scanDeployment)
 }
 
-// DeploymentsSince gives what made the deployments of a workspace since then, oldest first.
+// DeploymentsSince gives what made the deployments of a workspace since then, oldest first. Those of
+// services that were deleted count, for two days.
 func (s *Store) DeploymentsSince(ctx context.Context, workspace string, since time.Time) ([]leapcell.Made, error) {
-	rows, err := s.db.QueryContext(ctx, `SELECT d.facts, d.created_at FROM deployments d JOIN services s ON s.id = d.service_id
-		WHERE s.workspace = ? AND d.created_at >= ? ORDER BY d.created_at`, workspace, micros(since))
+	rows, err := s.db.QueryContext(ctx, `SELECT origin, created_at FROM made WHERE workspace = ? AND created_at >= ? ORDER BY created_at, id`, workspace, micros(since))
 	if err != nil {
 		return nil, friendly(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -36,6 +37,7 @@ func suite(t *testing.T, open func(*testing.T) *Store) {
 		"DeploymentRoundTrip":         testDeploymentRoundTrip,
 		"NumbersAreNeverReused":       testNumbersAreNeverReused,
 		"NumbersInParallel":           testNumbersInParallel,
+		"MadeOutlivesItsService":      testMadeOutlivesItsService,
 		"ForbiddenStateChange":        testForbiddenStateChange,
 		"DeploymentsNewestFirst":      testDeploymentsNewestFirst,
 		"UnfinishedAreThoseToResume":  testUnfinished,
@@ -187,6 +189,51 @@ func testNumbersAreNeverReused(t *testing.T, s *Store) {
 	svc = newService(t, s, "python")
 	if d := newDeployment(t, s, svc.ID); d.ID != "python-3" {
 		t.Errorf("after delete and recreate the deployment is %s, want python-3", d.ID)
+	}
+}
+
+// Plans count by the day: deleting a service must not give back what it took.
+func testMadeOutlivesItsService(t *testing.T, s *Store) {
+	now := time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
+	s.now = func() time.Time { return now }
+	svc := newService(t, s, "python")
+	made := func(trigger leapcell.Trigger) {
+		t.Helper()
+		if _, err := s.CreateDeployment(t.Context(), svc.ID, leapcell.Source{}, leapcell.Settings{}, leapcell.Origin{Trigger: trigger}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	since := func(workspace string, at time.Time) (out []string) {
+		t.Helper()
+		all, err := s.DeploymentsSince(t.Context(), workspace, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range all {
+			out = append(out, fmt.Sprintf("%s %s", m.Trigger, m.CreatedAt.UTC().Format("15:04")))
+		}
+		return out
+	}
+	made(leapcell.Manual)
+	now = now.Add(time.Hour)
+	made(leapcell.Push)
+	if err := s.DeleteService(t.Context(), svc.ID); err != nil {
+		t.Fatal(err)
+	}
+	if got := since("default", now.Add(-time.Hour)); !slices.Equal(got, []string{"manual 12:00", "push 13:00"}) {
+		t.Errorf("%q", got)
+	}
+	if got := since("default", now.Add(-time.Minute)); !slices.Equal(got, []string{"push 13:00"}) {
+		t.Errorf("of the last minute: %q", got)
+	}
+	if got := since("other", time.Time{}); len(got) != 0 {
+		t.Errorf("of another workspace: %q", got)
+	}
+	now = now.Add(keepMade)
+	svc = newService(t, s, "python")
+	made(leapcell.Manual)
+	if got := since("default", time.Time{}); !slices.Equal(got, []string{"push 13:00", "manual 13:00"}) {
+		t.Errorf("two days later: %q", got)
 	}
 }
 
@@ -447,6 +494,32 @@ func TestStoreSurvivesReopen(t *testing.T) {
 	}
 	if strings.Contains(string(b), token) {
 		t.Error("the store holds a token in clear")
+	}
+}
+
+// Deployments that were made before plans counted deleted ones count.
+func TestMadeOfAnOlderStore(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "leapcell.db")
+	s, err := Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := newDeployment(t, s, newService(t, s, "python").ID)
+	for _, q := range []string{`DROP TABLE made`, `DELETE FROM goose_db_version WHERE version_id = 5`} {
+		if _, err := s.db.Exec(q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if s, err = Open(t.Context(), path); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	got, err := s.DeploymentsSince(t.Context(), "default", time.Time{})
+	if err != nil || len(got) != 1 || !got[0].CreatedAt.Equal(want.CreatedAt) {
+		t.Errorf("%+v, %v", got, err)
 	}
 }
 
