@@ -35,7 +35,7 @@ func (d *Deployer) admit(ctx context.Context, svc leapcell.Service, origin leapc
 		kind = "automatic "
 	}
 	next := alike[len(alike)-most].Add(day).Sub(now).Truncate(time.Second) + time.Second
-	return leapcell.Errorf(leapcell.CodeRateLimited, "the workspace %s has had %d %sdeployments in 24 hours, which is all that the plan %s allows: the next one is possible in %s",
+	return leapcell.Errorf(leapcell.CodeRateLimited, "the workspace %s has had %d %sdeployments in 24 hours, all that the plan %s allows: the next one is possible in %s",
 		svc.Workspace, len(alike), kind, d.cfg.Plan.Name, next)
 }
 

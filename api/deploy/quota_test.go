@@ -25,7 +25,7 @@ func TestQuota(t *testing.T) {
 	}
 	for trigger, kind := range map[leapcell.Trigger]string{leapcell.Manual: "2 deployments", leapcell.Change: "1 automatic deployments"} {
 		err := submit(trigger)
-		if leapcell.ErrorCode(err) != leapcell.CodeRateLimited || !strings.Contains(leapcell.ErrorMessage(err), kind+" in 24 hours, which is all that the plan hobby allows") {
+		if leapcell.ErrorCode(err) != leapcell.CodeRateLimited || !strings.Contains(leapcell.ErrorMessage(err), kind+" in 24 hours, all that the plan hobby allows") {
 			t.Errorf("%s: %v", trigger, err)
 		}
 	}

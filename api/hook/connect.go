@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/leapcell/leapcell"
@@ -74,8 +75,9 @@ type Config struct {
 type Hub struct {
 	cfg    Config
 	web    *http.Client
-	events chan struct{} // there may be one; holds one
-	report chan string   // deployments whose outcome is to be told
+	events chan struct{}  // there may be one; holds one
+	report chan string    // deployments whose outcome is to be told
+	asides sync.WaitGroup // hosts that are being told of what is not deployed
 }
 
 // New makes a hub. Run it.

@@ -642,6 +642,26 @@ func TestHostsAreTold(t *testing.T) {
 	}
 }
 
+// A push over the plan's limit is no deployment that could fail: the host is told by itself.
+func TestRefusedPushIsTold(t *testing.T) {
+	h := newHost(t)
+	w := newWorld(t, Connect{APIURL: h.url, Token: "t0ken"})
+	h.world = w
+	h.fail = []int{500}
+	w.down = leapcell.Errorf(leapcell.CodeRateLimited, "no more than ten: the next one is possible in 3h")
+	w.run()
+	w.send(leapcell.GitEvent{Kind: leapcell.GitPush, Branch: "main", Commit: commitA})
+	w.until("it is told", func() bool { return len(h.heard()) == 1 })
+	want := "POST /repos/team/shop/statuses/" + commitA + ` [token t0ken] failure "no more than ten: the next one is possible in 3h" `
+	if got := h.heard()[0]; got != want {
+		t.Errorf("heard\n%s\nwant\n%s", got, want)
+	}
+	w.until("the event is done", func() bool { return w.events() == 0 })
+	if n := len(w.deployments()); n != 0 {
+		t.Errorf("%d deployments", n)
+	}
+}
+
 // The outcome is told after a restart too, and a host that will not hear it is left alone.
 func TestReportsSurvive(t *testing.T) {
 	h := newHost(t)

@@ -81,6 +81,7 @@ func (h *Hub) Run(ctx context.Context) {
 		h.runReports(ctx)
 	}()
 	h.runEvents(ctx)
+	h.asides.Wait()
 	<-told
 }
 
@@ -187,6 +188,9 @@ func (h *Hub) deploy(ctx context.Context, svc leapcell.Service, c leapcell.Conne
 		origin.Trigger = leapcell.Change
 	}
 	dep, err := h.cfg.Deployer.Submit(ctx, svc, src, origin, nil)
+	if leapcell.ErrorCode(err) == leapcell.CodeRateLimited { // who pushed looks at the host, not into our log
+		h.asides.Go(func() { h.refuse(ctx, c, e.Event.Commit, err) })
+	}
 	if err != nil {
 		return err
 	}

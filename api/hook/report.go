@@ -100,16 +100,28 @@ func (h *Hub) follow(ctx context.Context, id string) {
 	}
 }
 
-// tell reports how dep stands now, again and again until the host has taken it or will not.
+// tell reports how dep stands now.
 func (h *Hub) tell(ctx context.Context, dep leapcell.Deployment) {
+	h.insist(ctx, func() error { return h.tellOnce(ctx, dep) }, "deployment", dep.ID, "state", dep.State)
+}
+
+// refuse reports that a commit is not deployed, and why. Nothing is stored of it: the next push to the
+// same commit asks again.
+func (h *Hub) refuse(ctx context.Context, c leapcell.Connection, commit string, why error) {
+	o := outcome{"failure", short(leapcell.ErrorMessage(why)), ""}
+	h.insist(ctx, func() error { return h.send(ctx, c.ID, commit, o) }, "connection", c.ID, "commit", commit)
+}
+
+// insist calls once again and again, until the host has taken it or will not. what names it in the log.
+func (h *Hub) insist(ctx context.Context, once func() error, what ...any) {
 	pause := h.cfg.Pause
 	for try := 1; ; try++ {
-		err := h.tellOnce(ctx, dep)
+		err := once()
 		if err == nil || ctx.Err() != nil {
 			return
 		}
 		if leapcell.ErrorCode(err) != leapcell.CodeUnavailable || try == reportTries {
-			h.cfg.Log.Warn("the host of the repository was not told", "deployment", dep.ID, "state", dep.State, "tries", try, "err", err)
+			h.cfg.Log.Warn("the host of the repository was not told", append(what, "tries", try, "err", err)...)
 			return
 		}
 		timer := time.NewTimer(pause)
@@ -124,18 +136,23 @@ func (h *Hub) tell(ctx context.Context, dep leapcell.Deployment) {
 }
 
 func (h *Hub) tellOnce(ctx context.Context, dep leapcell.Deployment) error {
-	c, err := h.cfg.Store.Connection(ctx, dep.Source.Connection)
-	if leapcell.ErrorCode(err) == leapcell.CodeNotFound {
-		return nil // disconnected
-	}
-	if err != nil || !c.HasToken || c.APIURL == "" {
-		return err
-	}
 	svc, err := h.cfg.Store.Service(ctx, dep.ServiceID)
 	if leapcell.ErrorCode(err) == leapcell.CodeNotFound {
 		return nil
 	}
 	if err != nil {
+		return err
+	}
+	return h.send(ctx, dep.Source.Connection, dep.Source.Commit, outcomeOf(svc, dep))
+}
+
+// send tells the host of a connection's repository how a commit fares, if it wants to hear of it.
+func (h *Hub) send(ctx context.Context, connection, commit string, o outcome) error {
+	c, err := h.cfg.Store.Connection(ctx, connection)
+	if leapcell.ErrorCode(err) == leapcell.CodeNotFound {
+		return nil // disconnected
+	}
+	if err != nil || !c.HasToken || c.APIURL == "" {
 		return err
 	}
 	token, err := h.cfg.Keys.open(ctx, c, secretToken)
@@ -144,7 +161,7 @@ func (h *Hub) tellOnce(ctx context.Context, dep leapcell.Deployment) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
 	defer cancel()
-	req, err := newReport(ctx, c.Connection, token, dep.Source.Commit, outcomeOf(svc, dep))
+	req, err := newReport(ctx, c.Connection, token, commit, o)
 	if err != nil {
 		return err
 	}
@@ -196,10 +213,15 @@ func outcomeOf(svc leapcell.Service, dep leapcell.Deployment) outcome {
 		line, _, _ := strings.Cut(dep.Error.Message, "\n")
 		text += ": " + plain(line)
 	}
+	return outcome{"failure", short(text), ""}
+}
+
+// short is a text as a description.
+func short(text string) string {
 	if len(text) > maxDescription {
-		text = strings.ToValidUTF8(text[:maxDescription-3], "") + "…"
+		return strings.ToValidUTF8(text[:maxDescription-3], "") + "…"
 	}
-	return outcome{"failure", text, ""}
+	return text
 }
 
 // newReport makes the call by which a host hears of a commit.
