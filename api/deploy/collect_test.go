@@ -311,17 +311,20 @@ func TestTheNewestOfThreeWins(t *testing.T) {
 // One that waits for its turn is not built any more when somebody asks for a newer one.
 func TestTheNewestOvertakesInTheQueue(t *testing.T) {
 	w := newWorld(t)
+	begun := make(chan struct{})
 	w.mu.Lock()
 	build := w.build
 	w.build = func(w *world, a *api.AllocationListStub, dep leapcell.Deployment) {
-		if dep.Number != 1 {
-			build(w, a, dep)
+		if dep.Number == 1 {
+			close(begun)
+			return
 		}
+		build(w, a, dep)
 	}
 	w.mu.Unlock()
 	d := w.deployer(w.view(0, false), nil)
 	one := w.submit(d)
-	w.reaches(d, one.ID, leapcell.Building)
+	<-begun
 	two := w.submit(d)
 	three := w.submit(d)
 	if dep := w.finish(d, two.ID); dep.State != leapcell.Superseded || !dep.LiveAt.IsZero() {
