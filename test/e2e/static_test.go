@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/leapcell/leapcell"
 	"github.com/leapcell/leapcell/test/harness"
@@ -131,4 +132,55 @@ func hashed(t *testing.T, s *harness.Service, page, pattern string, least int) (
 		path = f[1]
 	}
 	return path
+}
+
+// What edges answer with files is counted: each request once, with the bytes of its body and without any
+// time, also when the edge is killed before it has told.
+func TestSiteIsMetered(t *testing.T) {
+	p := harness.Get(t)
+	s := p.Create(t, harness.Spec{
+		Settings: leapcell.Settings{Runtime: leapcell.RuntimeStatic},
+		Files:    map[string]string{"index.html": "<h1>one</h1>", "big.bin": strings.Repeat("0123456789abcdef", 20_000), "404.html": "nothing here"},
+	})
+	s.Deploy(t)
+	var requests, bytes int64
+	some := func() {
+		for range 20 {
+			page := ask(t, s, "GET", "/")
+			for _, r := range []harness.Reply{
+				page, ask(t, s, "GET", "/big.bin"), ask(t, s, "HEAD", "/big.bin"), ask(t, s, "GET", "/nothing"),
+				ask(t, s, "GET", "/", "If-None-Match", page.Header.Get("ETag")), ask(t, s, "GET", "/big.bin", "Range", "bytes=5-14"),
+			} {
+				if r.Err != nil || r.Status >= 500 {
+					t.Errorf("%d %v", r.Status, r.Err)
+				}
+				requests, bytes = requests+1, bytes+int64(len(r.Body))
+			}
+		}
+	}
+	var u leapcell.ServiceUsage
+	counted := func() {
+		t.Helper()
+		harness.Eventually(t, 30*time.Second, "all of it is in the usage", func() bool {
+			must(t, p.API.Call(t.Context(), http.MethodGet, "/v1/services/"+s.ID+"/usage", nil, &u))
+			return u.Total.Requests >= requests && u.Total.EgressBytes >= bytes
+		})
+	}
+	some()
+	counted()
+	some()
+	kill(t, "leapcell-edge", "")
+	p.Up(t)
+	some()
+	counted()
+	time.Sleep(6 * time.Second) // longer than between two reports: nothing is counted twice
+	counted()
+	if u.Total.Requests != requests || u.Total.EgressBytes != bytes || u.Total.ComputeMS != 0 || u.Total.RunningMS != 0 || u.Total.ColdStarts != 0 {
+		t.Errorf("%d requests got %d bytes; counted is %+v", requests, bytes, u.Total)
+	}
+	t.Logf("%d requests, %d bytes", requests, bytes)
+	var shown leapcell.ServiceUsage
+	if p.JSON(t, &shown, "usage", s.Name); shown.Total != u.Total {
+		t.Errorf("leapcell usage shows %+v, not %+v", shown.Total, u.Total)
+	}
 }

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	nomad "github.com/hashicorp/nomad/api"
 )
 
 // Process is a process of this machine as the kernel shows it to root.
@@ -134,6 +136,27 @@ func (s *Service) Inside(t testing.TB, instance string) Process {
 // Members are the processes of an instance.
 func Members(instance string) []Process {
 	return Processes(func(p Process) bool { return p.Env("LEAPCELL_INSTANCE") == instance })
+}
+
+// Builder is the first process in the sandbox of the build that a Nomad job runs, with which the others
+// end; none when it has ended.
+func (p *Platform) Builder(t testing.TB, job string) []Process {
+	t.Helper()
+	allocs, _, err := p.Nomad.Jobs().Allocations(job, true, (&nomad.QueryOptions{}).WithContext(t.Context()))
+	if err != nil {
+		t.Fatalf("allocations of %s: %v", job, err)
+	}
+	return Processes(func(q Process) bool {
+		return slices.ContainsFunc(allocs, func(a *nomad.AllocationListStub) bool { return strings.Contains(q.File("cgroup"), "/"+a.ID[:8]+"-") }) && q.leads()
+	})
+}
+
+// leads reports whether the process is the first one of a namespace that is directly below ours.
+func (p Process) leads() bool {
+	_, rest, _ := strings.Cut(p.File("status"), "\nNSpid:")
+	line, _, _ := strings.Cut(rest, "\n")
+	ids := strings.Fields(line)
+	return len(ids) == 2 && ids[1] == "1"
 }
 
 // Cgroup is the control group of a process, whichever version this machine has.

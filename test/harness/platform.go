@@ -159,6 +159,30 @@ func (p *Platform) Up(t testing.TB) {
 	}
 }
 
+// Set changes settings of single parts, such as "leapcelld.builds=1", until the test ends: the parts
+// whose settings they are begin anew, twice. No other test may run meanwhile.
+func (p *Platform) Set(t testing.TB, settings ...string) {
+	t.Helper()
+	file := filepath.Join(p.Config.StateDir, "config.json")
+	former, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		// The test's own context is over by now.
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+		defer cancel()
+		if err := errors.Join(os.WriteFile(file, former, 0o644), command(ctx, "up", "--state-dir", p.Config.StateDir, "--no-sample")); err != nil {
+			t.Errorf("the settings are not what they were: %v", err)
+		}
+	})
+	args := []string{"up", "--no-sample"}
+	for _, one := range settings {
+		args = append(args, "--set", one)
+	}
+	p.Must(t, args...)
+}
+
 // Result is what a command left.
 type Result struct {
 	Code   int
