@@ -267,6 +267,26 @@ func TestWaitsForAnotherPort(t *testing.T) {
 	}
 }
 
+// The driver's plugin comes back, and so does what a node needs to take an allocation at all.
+func TestFailuresThatPass(t *testing.T) {
+	event := func(text string) map[string]*api.TaskState {
+		return map[string]*api.TaskState{"shop-x": {Events: []*api.TaskEvent{{Type: api.TaskDriverFailure, DriverError: text}}}}
+	}
+	for name, c := range map[string]struct {
+		alloc api.AllocationListStub
+		want  bool
+	}{
+		"without a task": {api.AllocationListStub{ClientDescription: "Unable to add allocation due to error: plugin is shut down"}, true},
+		"plugin gone":    {api.AllocationListStub{TaskStates: event("rpc error: code = Unknown desc = plugin is shut down")}, true},
+		"image gone":     {api.AllocationListStub{TaskStates: event("rpc error: code = Unknown desc = image: not found")}, false},
+	} {
+		r := &readiness{svc: leapcell.Service{ID: "shop-x"}}
+		if p := r.startFailure(&c.alloc).problem; passing(p) != c.want || !strings.Contains(p.Message, map[bool]string{true: "plugin is shut down", false: "not found"}[c.want]) {
+			t.Errorf("%s: %+v", name, p)
+		}
+	}
+}
+
 // What an instance needs to start, such as Vault, may come back.
 func TestWaitsForVault(t *testing.T) {
 	w := newWorld(t)

@@ -203,16 +203,22 @@ func passing(p leapcell.Problem) bool {
 	return p.Code == leapcell.CodeUnavailable
 }
 
+// pluginGone is how Nomad says that a driver's plugin ended, and is being started anew.
+const pluginGone = "plugin is shut down"
+
 // startFailure is why an allocation ended before its gate could be asked.
 func (r *readiness) startFailure(a *api.AllocationListStub) *failure {
 	r.probed = a.ID
 	task := a.TaskStates[r.svc.ID]
 	if e := lastEvent(task, api.TaskDriverFailure); e != nil {
 		message := driverMessage(e)
-		if strings.Contains(message, leapcell.TextPortTaken) {
+		if strings.Contains(message, leapcell.TextPortTaken) || strings.Contains(message, pluginGone) {
 			return &failure{notNow(message)}
 		}
 		return &failure{startFailed(message)}
+	}
+	if task == nil || len(task.Events) == 0 { // its node could not take it, and Nomad looks for another or tries again
+		return &failure{notNow(eventText(a, task))}
 	}
 	if e := lastEvent(task, api.TaskTerminated); e != nil {
 		return &failure{exitFailure(r.dep.Settings.Port, e)}
