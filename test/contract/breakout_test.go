@@ -248,7 +248,7 @@ func TestMust_ID6_ForkBombStaysInside(t *testing.T) {
 		w := begin()
 		answered := make(chan error, 1)
 		go func() {
-			_, err := s.Visit(context.Background(), harness.Get(t).HTTP, "/exhaust?what=processes&ms=2000")
+			_, err := s.Visit(context.Background(), harness.Get(t).HTTP, fmt.Sprintf("/exhaust?what=processes&ms=%d", harness.Stretch(2*time.Second, 20*time.Second).Milliseconds()))
 			answered <- err
 		}()
 		most := 0

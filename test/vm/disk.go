@@ -154,7 +154,7 @@ func (t *tree) built(ctx context.Context, root string, jobs []wire.Job) error {
 		}
 	}
 	if slices.ContainsFunc(jobs, func(j wire.Job) bool { return j.Platform }) {
-		dirs = append(dirs, filepath.Join(root, "cmd", "nomad-driver-leapcell"), filepath.Join(root, "test", "apps", "probe"))
+		dirs = append(dirs, filepath.Join(root, "cmd", "nomad-driver-leapcell"), filepath.Join(root, "test", "apps", "probe"), filepath.Join(root, "test", "apps", "grpc"))
 	}
 	built := wire.Built{}
 	for i, dir := range dirs {
