@@ -37,6 +37,9 @@ func (r *Registry) serveMirror(w http.ResponseWriter, req *http.Request) bool {
 		return false
 	}
 	repository, host, path, identifier := m[1], m[2], m[3], m[4]
+	if ownTag.MatchString(identifier) {
+		return false // a copy looks for it before it is there, and would wait for itself
+	}
 	if i := strings.LastIndex(host, "--"); i > 0 { // a path has no colon
 		if _, err := strconv.ParseUint(host[i+2:], 10, 16); err == nil {
 			host = host[:i] + ":" + host[i+2:]
@@ -66,6 +69,9 @@ func (r *Registry) serveMirror(w http.ResponseWriter, req *http.Request) bool {
 
 // mirrorTag is that of an image below [MirrorPath]; its age is when it was last asked for.
 func mirrorTag(digest string) string { return strings.Replace(digest, ":", "-", 1) }
+
+// ownTag is what mirrorTag makes, whatever the other registry has under such a name.
+var ownTag = regexp.MustCompile(`^sha256-[0-9a-f]{64}$`)
 
 func (r *Registry) has(repository, digest string) bool {
 	_, hex, _ := strings.Cut(digest, ":")

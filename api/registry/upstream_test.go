@@ -120,6 +120,30 @@ func TestCopyChoosesThePlatform(t *testing.T) {
 	}
 }
 
+// A registry that has the mirror's own tags, as another platform's has, is mirrored like others.
+func TestMirrorOfAMirror(t *testing.T) {
+	u, _, hub := outside(t)
+	img := put(t, u, hub+"library/a:1", runtime.GOARCH)
+	digest, err := img.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, at := range []string{hub + "library/a:" + mirrorTag(digest.String()), strings.TrimSuffix(hub, "hub/") + "mirror/docker.io/library/a:1"} {
+		ref, err := name.ParseReference(at, name.Insecure)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(at, "hub/") {
+			err = remote.Write(ref, img, u.cfg.Own.Options(t.Context())...)
+		} else {
+			_, err = remote.Get(ref, u.cfg.Own.Options(t.Context())...)
+		}
+		if err != nil {
+			t.Errorf("%s: %v", at, err)
+		}
+	}
+}
+
 func TestUpstreamRefuses(t *testing.T) {
 	u, _, hub := outside(t)
 	for ref, want := range map[string]leapcell.Code{
