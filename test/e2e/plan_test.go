@@ -81,13 +81,21 @@ func TestBuildsWaitForTheirTurn(t *testing.T) {
 
 // A build over its time or its memory is ended, and the reason has the limit.
 func TestBuildOverItsLimits(t *testing.T) {
-	for name, c := range map[string]struct{ setting, command, says string }{
-		"time":   {"leapcelld.build-timeout=4s", "sleep 600", "the build took longer than its limit of 4s"},
-		"memory": {"leapcelld.build-memory=256", "head -c 1G /dev/zero | tail", "out of memory: the build was killed at 256 MB"},
+	for name, c := range map[string]struct{ setting, command, dockerfile, says string }{
+		"time":                   {"leapcelld.build-timeout=4s", "sleep 600", "", "the build took longer than its limit of 4s"},
+		"memory":                 {"leapcelld.build-memory=256", "head -c 1G /dev/zero | tail", "", "out of memory: the build was killed at 256 MB"},
+		"memory of a Dockerfile": {"leapcelld.build-memory=512", "", "RUN head -c 2G /dev/zero | tail", "out of memory: the build was killed at 512 MB"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			harness.Get(t).Set(t, c.setting)
-			wrong(t, map[string]string{"leapcell.yaml": yaml("runtime: go", `buildCommand: "`+c.command+`"`, "startCommand: ./app")}, c.says)
+			p := harness.Get(t)
+			files := map[string]string{"leapcell.yaml": yaml("runtime: go", `buildCommand: "`+c.command+`"`, "startCommand: ./app")}
+			if c.dockerfile != "" {
+				harness.Quick(t)
+				p.ServeHub(t, map[string]string{"library/debian": "base/run"})
+				files = map[string]string{"Dockerfile": "FROM debian\n" + c.dockerfile + "\nCMD [\"true\"]\n"}
+			}
+			p.Set(t, c.setting)
+			wrong(t, files, c.says)
 		})
 	}
 }
