@@ -7,6 +7,7 @@ BENCH ?= quick
 N     ?= 50
 RUNTIME ?=
 FUZZTIME ?= 30s
+QUICK ?= 1
 
 # CGROUPS is the kind of control groups of this machine: v2, or hybrid with the controllers of v1.
 CGROUPS = $(if $(filter cgroup2fs,$(shell stat -fc %T /sys/fs/cgroup)),v2,hybrid)
@@ -57,8 +58,8 @@ s3: ## static files in a bucket, on a real S3 service that is built from its pin
 	$(GO) build -C tools/s3 -trimpath -ldflags '-s -w' -o ../../bin/versitygw github.com/versity/versitygw/cmd/versitygw
 	VERSITYGW_BIN="$(CURDIR)/bin/versitygw" $(GO) test -race -count=1 -timeout 10m ./api/cdn ./cmd/leapcelld
 
-e2e: build tools ## contract and end-to-end tests on a platform of their own, less what takes long (as root; RUN=TestName for some, RUNTIME=crun for another launcher)
-	LEAPCELL_TEST_QUICK=1 $(GO) run ./test/with $(GO) test -count=1 -p 1 -parallel 5 -timeout 40m -run '$(RUN)' ./test/contract ./test/e2e
+e2e: build tools ## contract and end-to-end tests on a platform of their own, less what takes long (as root; QUICK= for all, RUN=TestName for some, RUNTIME=crun for another launcher)
+	LEAPCELL_TEST_QUICK=$(QUICK) $(GO) run ./test/with $(GO) test -count=1 -p 1 -parallel 5 -timeout 40m -run '$(RUN)' ./test/contract ./test/e2e
 
 contract: build tools ## only the runtime contract, one test a clause (RUN=TestMust_FS, RUNTIME=runc for another launcher)
 	$(GO) run ./test/with $(GO) test -count=1 -v -parallel 3 -timeout 30m -run '$(RUN)' ./test/contract

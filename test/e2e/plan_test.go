@@ -103,6 +103,7 @@ func TestBuildOverItsLimits(t *testing.T) {
 // More deployments in 24 hours than the plan allows are refused, by every way to ask for one, and nothing
 // is made; what is there can still be rolled back.
 func TestDeploymentsPerDay(t *testing.T) {
+	harness.Quick(t)
 	p := harness.Get(t)
 	s := p.Create(t, harness.Spec{Extra: map[string]string{"answer": "one"}})
 	s.Deploy(t)
@@ -135,6 +136,7 @@ func TestDeploymentsPerDay(t *testing.T) {
 
 // A push that is one too many deploys nothing, and the host of the repository is told.
 func TestPushesPerDay(t *testing.T) {
+	harness.Quick(t)
 	p := harness.Get(t)
 	c := connect(t, false)
 	p.Set(t, "leapcelld.plan=hobby", "leapcelld.automatic-per-day=1")

@@ -137,6 +137,7 @@ func hashed(t *testing.T, s *harness.Service, page, pattern string, least int) (
 // What edges answer with files is counted: each request once, with the bytes of its body and without any
 // time, also when the edge is killed before it has told.
 func TestSiteIsMetered(t *testing.T) {
+	harness.Quick(t)
 	p := harness.Get(t)
 	s := p.Create(t, harness.Spec{
 		Settings: leapcell.Settings{Runtime: leapcell.RuntimeStatic},

@@ -24,10 +24,10 @@ func Allow(d time.Duration) time.Duration {
 func Stretch(d, most time.Duration) time.Duration { return max(d, min(Allow(d), most)) }
 
 // Quick skips a test that takes half a minute and more, where LEAPCELL_TEST_QUICK is set, as
-// `make e2e` does. `make contract` runs them all.
+// `make e2e` does. `make contract` and `make e2e QUICK=` run them all.
 func Quick(t testing.TB) {
 	t.Helper()
 	if os.Getenv("LEAPCELL_TEST_QUICK") != "" {
-		t.Skip("it takes long: make contract runs it")
+		t.Skip("it takes long: make contract or make e2e QUICK= runs it")
 	}
 }
