@@ -451,7 +451,7 @@ func TestNamespaceServesOnce(t *testing.T) {
 	}
 	p.Put(n)
 	p.work.Wait()
-	links, err := netlink.LinkList()
+	links, err := Links()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -545,7 +545,7 @@ func counts(t *testing.T) map[string]int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	links, err := netlink.LinkList()
+	links, err := Links()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -632,7 +632,7 @@ func TestDestroyLeavesNothing(t *testing.T) {
 	if left, _ := filepath.Glob(filepath.Join(netnsDir, netnsPrefix(testName)+"*")); len(left) > 0 {
 		t.Errorf("namespaces are left: %v", left)
 	}
-	links, err := netlink.LinkList()
+	links, err := Links()
 	if err != nil {
 		t.Fatal(err)
 	}

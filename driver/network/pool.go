@@ -339,7 +339,7 @@ func Destroy(name string) error {
 	for _, slot := range slots {
 		errs = append(errs, remove(name, place(Config{Name: name, Subnet: netip.PrefixFrom(netip.IPv4Unspecified(), 0)}, slot)))
 	}
-	links, err := netlink.LinkList()
+	links, err := Links()
 	errs = append(errs, err)
 	for _, l := range links {
 		if strings.HasPrefix(l.Attrs().Name, linkPrefix(name)) {
@@ -347,4 +347,19 @@ func Destroy(name string) error {
 		}
 	}
 	return errors.Join(append(errs, removePolicy(name))...)
+}
+
+// dumps is how often a list is begun: on a machine where links come and go all the time, each
+// may be interrupted.
+const dumps = 100
+
+// Links are all network links of this machine's namespace. The kernel says when the list changed
+// while it was read, and that it may lack some then (NLM_F_DUMP_INTR); it is read anew.
+func Links() (links []netlink.Link, err error) {
+	for range dumps {
+		if links, err = netlink.LinkList(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return links, err
 }

@@ -15,10 +15,10 @@ import (
 	"time"
 
 	"github.com/google/nftables"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/driver/network"
 	"github.com/leapcell/leapcell/test/harness"
 )
 
@@ -190,7 +190,7 @@ func files(dir, without string) (n int64) {
 
 func (f figures) network(t testing.TB, name string) {
 	t.Helper()
-	links, err := netlink.LinkList()
+	links, err := network.Links()
 	if err != nil {
 		t.Fatal(err)
 	}
