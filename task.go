@@ -82,3 +82,9 @@ const (
 	StartUnavailablePrefix = "cannot start yet: "
 	TextPortTaken          = "the port that Nomad chose is in use on this node"
 )
+
+// NomadCalls is how many calls a part of the platform makes to its agent of Nomad at the same time,
+// where many tasks or requests need one each. An agent takes 100 connections of one address
+// (http_max_conns_per_client, Nomad's documentation of the agent's limits) and closes the next one;
+// the parts share the address. More would not be faster: the calls end in one log.
+const NomadCalls = 16

@@ -15,6 +15,7 @@ import (
 
 	nomad "github.com/hashicorp/nomad/api"
 	vault "github.com/hashicorp/vault/api"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/leapcell/leapcell"
 )
@@ -88,15 +89,11 @@ func list(env map[string]string) []string {
 type sealedEnvs struct {
 	cfg   Config
 	nomad *nomad.Client
-	reads chan struct{} // of [envReads]
+	reads *semaphore.Weighted // of [leapcell.NomadCalls]
 
 	mu     sync.Mutex
 	opened map[string]opened // by service ID
 }
-
-// envReads is how many tasks read their variables at the same time: an agent of Nomad takes 100
-// connections of one address, and closes what comes beyond (http_max_conns_per_client).
-const envReads = 16
 
 type opened struct {
 	version int
@@ -110,7 +107,7 @@ func newSealedEnvs(cfg Config) (*sealedEnvs, error) {
 	if err != nil {
 		return nil, fmt.Errorf("nomad_addr: %w", err)
 	}
-	return &sealedEnvs{cfg: cfg, nomad: client, reads: make(chan struct{}, envReads), opened: map[string]opened{}}, nil
+	return &sealedEnvs{cfg: cfg, nomad: client, reads: semaphore.NewWeighted(leapcell.NomadCalls), opened: map[string]opened{}}, nil
 }
 
 // Read implements Envs.
@@ -146,12 +143,10 @@ func (s *sealedEnvs) sealed(ctx context.Context, r StartRequest) (leapcell.Seale
 	unavailable := func(err error) error {
 		return leapcell.Wrap(leapcell.CodeUnavailable, err, "environment variables could not be read from Nomad")
 	}
-	select {
-	case s.reads <- struct{}{}:
-		defer func() { <-s.reads }()
-	case <-ctx.Done():
-		return sealed, unavailable(ctx.Err())
+	if err := s.reads.Acquire(ctx, 1); err != nil {
+		return sealed, unavailable(err)
 	}
+	defer s.reads.Release(1)
 	query := (&nomad.QueryOptions{Namespace: r.Namespace}).WithContext(ctx)
 	if s.cfg.NomadToken != "" {
 		token, err := os.ReadFile(s.cfg.NomadToken) // each time: it may be replaced

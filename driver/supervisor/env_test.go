@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/test/crowd"
 )
 
 // vaultAndNomad are servers that answer as the real ones do on the paths we ask.
@@ -114,29 +115,14 @@ func TestSealedEnvs(t *testing.T) {
 
 // However many tasks start at once, Nomad sees a bounded number of calls.
 func TestSealedEnvsOfManyTasks(t *testing.T) {
-	var mu sync.Mutex
-	var now, most, all int
-	full := make(chan struct{})
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		mu.Lock()
-		all++
-		now++
-		if most = max(most, now); all == envReads {
-			close(full)
-		}
-		mu.Unlock()
-		<-full
-		mu.Lock()
-		now--
-		mu.Unlock()
+	server := crowd.Start(t, leapcell.NomadCalls, func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusNotFound) // a service without variables
-	}))
-	defer server.Close()
+	})
 	envs, err := newSealedEnvs(Config{Nomad: server.URL})
 	if err != nil {
 		t.Fatal(err)
 	}
-	const tasks = 10 * envReads
+	const tasks = 10 * leapcell.NomadCalls
 	var reads sync.WaitGroup
 	for range tasks {
 		reads.Go(func() {
@@ -146,9 +132,7 @@ func TestSealedEnvsOfManyTasks(t *testing.T) {
 		})
 	}
 	reads.Wait()
-	if most != envReads || all != tasks {
-		t.Errorf("%d calls, up to %d at once; want %d and %d", all, most, tasks, envReads)
-	}
+	server.Check(t, tasks)
 }
 
 func TestConfig(t *testing.T) {

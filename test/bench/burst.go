@@ -46,7 +46,7 @@ func burst(s *session, c config) ([]result, error) {
 // asleep makes sure that none of the services has an instance.
 func asleep(s *session, services []*harness.Service) {
 	var all errgroup.Group
-	all.SetLimit(16) // of the 100 connections that an agent of Nomad takes from one address, the platform needs some
+	all.SetLimit(leapcell.NomadCalls) // the platform needs connections of the same address
 	for _, service := range services {
 		all.Go(func() error { return caught(func() error { service.ToZero(s); return nil }) })
 	}

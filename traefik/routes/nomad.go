@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/nomad/api"
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/leapcell/leapcell"
@@ -119,36 +120,28 @@ func (n *nomad) query(ctx context.Context, q *api.QueryOptions) *api.QueryOption
 	return q.WithContext(ctx)
 }
 
-// WakesAtOnce is how many deployments an edge asks Nomad for at the same time. An agent takes 100
-// connections of one address (http_max_conns_per_client, Nomad's documentation of the agent's
-// limits) and closes the next one; others share the address with the edge. More would not be
-// faster: the calls end in one log.
-const WakesAtOnce = 16
-
 // Scaler brings deployments from zero instances to one, straight through Nomad.
 type Scaler struct {
 	cfg    Config
 	table  *Table
 	flight singleflight.Group
-	calls  chan struct{} // of [WakesAtOnce]
+	calls  *semaphore.Weighted // of [leapcell.NomadCalls]
 }
 
 // NewScaler makes a scaler that uses the table to see what Nomad does by itself.
 func NewScaler(cfg Config, table *Table) *Scaler {
-	return &Scaler{cfg: cfg, table: table, calls: make(chan struct{}, WakesAtOnce)}
+	return &Scaler{cfg: cfg, table: table, calls: semaphore.NewWeighted(leapcell.NomadCalls)}
 }
 
 // Wake sets the deployment's count to one. Callers at the same time share one call.
 // The error has [leapcell.CodeNotFound] when there is no such deployment.
 func (s *Scaler) Wake(ctx context.Context, route *leapcell.Route) error {
 	_, err, _ := s.flight.Do(route.Deployment, func() (any, error) {
-		select {
-		case s.calls <- struct{}{}:
-			defer func() { <-s.calls }()
-			return nil, s.wake(ctx, route)
-		case <-ctx.Done():
-			return nil, leapcell.Wrap(leapcell.CodeUnavailable, ctx.Err(), "Nomad was too slow to scale the deployment "+route.Deployment)
+		if err := s.calls.Acquire(ctx, 1); err != nil {
+			return nil, leapcell.Wrap(leapcell.CodeUnavailable, err, "Nomad was too slow to scale the deployment "+route.Deployment)
 		}
+		defer s.calls.Release(1)
+		return nil, s.wake(ctx, route)
 	})
 	return err
 }

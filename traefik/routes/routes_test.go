@@ -18,6 +18,7 @@ import (
 	"github.com/hashicorp/nomad/api"
 
 	"github.com/leapcell/leapcell"
+	"github.com/leapcell/leapcell/test/crowd"
 )
 
 // fakeNomad answers the five calls that this package makes.
@@ -367,30 +368,13 @@ func TestWakeErrors(t *testing.T) {
 
 // However many services wake at once, Nomad sees a bounded number of calls, and each is made.
 func TestBurstOfWakesIsBounded(t *testing.T) {
-	const services = 10 * WakesAtOnce
-	var mu sync.Mutex
-	var now, most, all int
-	full := make(chan struct{})
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		mu.Lock()
-		all++
-		now++
-		if most = max(most, now); all == WakesAtOnce {
-			close(full)
-		}
-		mu.Unlock()
-		<-full
-		mu.Lock()
-		now--
-		mu.Unlock()
-		fmt.Fprint(w, "{}")
-	}))
-	defer server.Close()
+	server := crowd.Start(t, leapcell.NomadCalls, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "{}") })
 	client, err := api.NewClient(&api.Config{Address: server.URL})
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := NewScaler(Config{Client: client, Namespace: "leapcell"}, New())
+	const services = 10 * leapcell.NomadCalls
 	var wakes sync.WaitGroup
 	for i := range services {
 		wakes.Go(func() {
@@ -400,7 +384,5 @@ func TestBurstOfWakesIsBounded(t *testing.T) {
 		})
 	}
 	wakes.Wait()
-	if most != WakesAtOnce || all != services {
-		t.Errorf("%d calls, up to %d at once; want %d and %d", all, most, services, WakesAtOnce)
-	}
+	server.Check(t, services)
 }
