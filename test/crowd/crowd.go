@@ -6,10 +6,14 @@ import (
 	"net/http/httptest"
 	"sync"
 	"testing"
+	"time"
 )
 
-// Server answers nobody until as many calls as full have come, so that those who may call at the
-// same time do.
+// grace is how long the first ones wait for one too many.
+const grace = 200 * time.Millisecond
+
+// Server answers nobody until as many calls as full have come, and [grace] later: those who may
+// call at the same time do, and those who may not would.
 type Server struct {
 	URL string
 
@@ -36,7 +40,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.all++
 	s.now++
 	if s.most = max(s.most, s.now); s.all == s.full {
-		close(s.reached)
+		time.AfterFunc(grace, func() { close(s.reached) })
 	}
 	s.mu.Unlock()
 	<-s.reached
