@@ -41,7 +41,7 @@ build: ## all programs, into bin/
 tools: build ## Nomad and Vault: found on PATH, or built from their pinned modules into bin/
 	bin/leapcell tools
 
-test: lint tools unit s3 e2e v2 ## all of it: lint, unit tests, a bucket, contract and end-to-end tests, sandboxes with cgroup v2 (as root)
+test: lint tools bucket unit e2e v2 ## all of it: lint, unit tests, contract and end-to-end tests, sandboxes with cgroup v2 (as root)
 
 check: lint unit ## what needs neither root nor a platform
 
@@ -51,11 +51,13 @@ lint: ## formatting, vet, staticcheck, documentation that is generated
 	$(GO) build -C tools/lint -o ../../bin/staticcheck honnef.co/go/tools/cmd/staticcheck
 	bin/staticcheck ./...
 
-unit: ## unit tests, with the race detector; those that need Nomad or Vault use what is on PATH or in bin/
+unit: ## unit tests, with the race detector; those that need Nomad, Vault or a bucket use what is on PATH or in bin/
 	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -race -short -timeout 10m ./...
 
-s3: ## static files in a bucket, on a real S3 service that is built from its pinned module into bin/
+bucket: # a real S3 service, built from its pinned module into bin/
 	$(GO) build -C tools/s3 -trimpath -ldflags '-s -w' -o ../../bin/versitygw github.com/versity/versitygw/cmd/versitygw
+
+s3: bucket ## static files in a bucket, on a real S3 service
 	VERSITYGW_BIN="$(CURDIR)/bin/versitygw" $(GO) test -race -count=1 -timeout 10m ./api/cdn ./cmd/leapcelld
 
 e2e: build tools ## contract and end-to-end tests on a platform of their own, less what takes long (as root; QUICK= for all, RUN=TestName for some, RUNTIME=crun for another launcher)
@@ -102,4 +104,4 @@ docs: ## regenerate what is generated
 clean: ## remove what was built
 	rm -rf bin
 
-.PHONY: help up down status build tools test check lint unit s3 e2e contract clauses clauses-v2 v2 test-v2 soak bench fuzz docs clean
+.PHONY: help up down status build tools test check lint unit bucket s3 e2e contract clauses clauses-v2 v2 test-v2 soak bench fuzz docs clean
