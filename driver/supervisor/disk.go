@@ -29,13 +29,14 @@ func (t *task) makeDisk(ctx context.Context) error {
 	if err := disk.Unmount(dir); err != nil {
 		return err
 	}
-	fallback, err := disk.Mount(ctx, disk.Config{Dir: dir, Bytes: size, MemoryBytes: int64(t.req.MemoryMB) << 20})
+	// Half of the memory: who fills it is told that there is no room left, and is not ended for want of memory.
+	fallback, err := disk.Mount(ctx, disk.Config{Dir: dir, Bytes: size, MemoryBytes: int64(t.req.MemoryMB) << 19})
 	if err != nil {
 		return leapcell.Wrap(leapcell.CodeStartFailed, err, "the disk for what the task writes could not be made: "+describe(err))
 	}
 	if fallback != nil {
 		t.log.Warn("what the task writes is kept in its memory: no disk could be made", "error", fallback)
-		t.event(nil, "what this task writes counts as its memory: the node could not make a disk (%v)", fallback)
+		t.event(nil, "what this task writes counts as its memory, half of it at most: the node could not make a disk (%v)", fallback)
 	}
 	return nil
 }

@@ -92,7 +92,7 @@ func fetchKernel(ctx context.Context, cache, dir string) error {
 
 // wanted are the modules for the disk, the channel, and what driver and tests use.
 var wanted = []string{
-	"virtio_pci", "virtio_blk", "virtio_console", "overlay", "veth", "dummy", "bridge", "fuse",
+	"virtio_pci", "virtio_blk", "virtio_console", "overlay", "veth", "dummy", "bridge", "fuse", "loop",
 	"nf_tables", "nf_conntrack", "nf_conntrack_netlink", "nf_nat",
 	"nft_ct", "nft_chain_nat", "nft_masq", "nft_nat", "nft_redir", "nft_reject", "nft_reject_inet", "nft_reject_ipv4", "nft_reject_ipv6",
 	"nft_limit", "nft_hash", "nft_numgen", "nft_objref", "nft_quota", "nft_connlimit", "nft_log", "nft_fib", "nft_fib_inet", "nft_socket",
