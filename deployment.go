@@ -161,8 +161,11 @@ type Static struct {
 // Kept reports whether the deployment was live once and can be again: it has a preview, and
 // can be rolled back to for as long as its image is there.
 func (d Deployment) Kept() bool {
-	return d.State == Superseded && !d.LiveAt.IsZero() && d.HasImage()
+	return d.WasLive() && d.HasImage()
 }
+
+// WasLive reports whether the deployment was live once and no longer is.
+func (d Deployment) WasLive() bool { return d.State == Superseded && !d.LiveAt.IsZero() }
 
 // HasImage reports whether the deployment's image, or the files of its site, are still there.
 func (d Deployment) HasImage() bool { return d.Image != "" && d.ImageGone.IsZero() }

@@ -214,7 +214,7 @@ func (d *Deployer) formerFronts(ctx context.Context, svc leapcell.Service, dep l
 	var out []string
 	former := 0
 	for _, other := range all {
-		if other.ID == dep.ID || other.Preview != "" || !other.Kept() && other.State != leapcell.Live {
+		if other.ID == dep.ID || other.Preview != "" || !other.WasLive() && other.State != leapcell.Live {
 			continue
 		}
 		former++
@@ -229,8 +229,8 @@ func (d *Deployer) formerFronts(ctx context.Context, svc leapcell.Service, dep l
 	return out, nil
 }
 
-// frontKept reports whether the files of a deployment that was live are still there; former is
-// how many were live since, with it.
+// frontKept reports whether the files of a deployment that was live are still there, also when its
+// image has gone; former is how many were live since, with it.
 func (d *Deployer) frontKept(dep leapcell.Deployment, former int) bool {
 	return former <= d.cfg.Keep || former <= maxFormer && time.Since(dep.UpdatedAt) < d.cfg.FormerFor
 }
@@ -246,14 +246,15 @@ func (d *Deployer) neededFronts(ctx context.Context, svc leapcell.Service) (keep
 	needed := d.needed(all)
 	former := 0
 	for _, dep := range all {
-		if dep.Kept() && dep.Preview == "" {
+		was := dep.WasLive() && dep.Preview == ""
+		if was {
 			former++
 		}
 		if dep.Static == nil {
 			continue
 		}
 		any = true
-		if needed[dep.ID] || dep.Kept() && dep.Preview == "" && d.frontKept(dep, former) {
+		if needed[dep.ID] || was && d.frontKept(dep, former) {
 			keep = append(keep, dep)
 		}
 	}

@@ -306,11 +306,21 @@ func TestFormerFrontEnds(t *testing.T) {
 	if len(f.there) != 5 {
 		t.Errorf("at the origin: %v", f.there)
 	}
+	w.mu.Lock()
+	for _, id := range []string{"shop-1", "shop-2"} { // pages may be open although nobody can roll back to them
+		dep := w.deps[id]
+		dep.ImageGone = time.Now()
+		w.deps[id] = dep
+	}
+	w.mu.Unlock()
 	if _, err := d.Split(t.Context(), w.svc["shop-x"], "shop-4", 10); err != nil {
 		t.Fatal(err)
 	}
 	if got := former(); len(got) != 4 {
 		t.Errorf("with a part of the requests for another the route names %v", got)
+	}
+	if d.collectFronts(w.svc["shop-x"]); len(f.there) != 5 {
+		t.Errorf("at the origin, two images less: %v", f.there)
 	}
 
 	w.mu.Lock()
