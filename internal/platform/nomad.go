@@ -303,7 +303,18 @@ func (p *Platform) secureNomad(ctx context.Context, note func(string, ...any)) e
 			return err
 		}
 	}
+	hurryRegistration(ctx, client)
 	return p.nodeEligible(ctx, client)
+}
+
+// hurryRegistration makes Nomad's client try anew to register, which it does after 15 to 30 s if
+// it first tried before its server had a key to sign with ("keyring has not been initialized
+// yet"), or after any call to the server that works: it makes one to check our token. (client.go,
+// retryRegisterNode, and rpc.go in Nomad 1.11)
+func hurryRegistration(ctx context.Context, client *nomad.Client) {
+	var stats any
+	// Where it does not help nothing is lost but time.
+	_, _ = client.Raw().Query("/v1/client/stats", &stats, (&nomad.QueryOptions{}).WithContext(ctx))
 }
 
 // bootstrapACL sets the management token. The token is written down before it is used, so
