@@ -19,8 +19,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/leapcell/leapcell"
 )
 
@@ -60,7 +58,7 @@ func (b *Builder) assemble(ctx context.Context, name string, base Base, dst stri
 	if err != nil {
 		return diskError(err, name)
 	}
-	defer func() { _ = clean(scratch) }()
+	defer os.RemoveAll(scratch)
 	// mmdebstrap drops its rights for apt's sandbox user, who must get in.
 	if err := os.Chmod(scratch, 0o755); err != nil {
 		return diskError(err, name)
@@ -69,7 +67,10 @@ func (b *Builder) assemble(ctx context.Context, name string, base Base, dst stri
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Env = append(os.Environ(), "TMPDIR="+scratch, "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive",
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	// What it mounts nobody else sees: whoever looks at a mount just then, as an agent of Nomad
+	// that measures disks, would make it fail ("target is busy"), and a killed one would leave
+	// the host's own /dev behind.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Unshareflags: syscall.CLONE_NEWNS}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 	cmd.WaitDelay = 20 * time.Second
 	output := &tail{keep: 40, say: say}
@@ -212,9 +213,6 @@ func hardLinkName(h *tar.Header) string {
 // setAside moves what a former process left in dir to a folder that can be removed at
 // leisure, and gives its name.
 func setAside(dir string) (string, error) {
-	if err := unmountBelow(dir); err != nil {
-		return "", err
-	}
 	old := dir + ".old"
 	if err := os.MkdirAll(old, 0o700); err != nil {
 		return "", err
@@ -224,36 +222,6 @@ func setAside(dir string) (string, error) {
 		err = nil
 	}
 	return old, err
-}
-
-// clean removes a folder of this package.
-func clean(dir string) error {
-	if err := unmountBelow(dir); err != nil {
-		return err
-	}
-	return os.RemoveAll(dir)
-}
-
-// unmountBelow takes away what a killed assembly left mounted in dir, the host's own /dev
-// among others: it must be off before anything is removed.
-func unmountBelow(dir string) error {
-	b, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return err
-	}
-	var mounts []string
-	for line := range bytes.Lines(b) {
-		fields := strings.Fields(string(line))
-		if len(fields) > 4 && strings.HasPrefix(fields[4], dir+"/") {
-			mounts = append(mounts, fields[4])
-		}
-	}
-	for _, mount := range slices.Backward(mounts) {
-		if err := unix.Unmount(mount, unix.MNT_DETACH); err != nil {
-			return fmt.Errorf("unmount %s: %w", mount, err)
-		}
-	}
-	return nil
 }
 
 func isDisk(err error) bool {
