@@ -129,12 +129,7 @@ func (x *sleeper) round(s *session) error {
 	}
 	x.samples.add("cold", took)
 	x.samples.add("bare", alone)
-	seen := timing(reply.Header.Get("Server-Timing"))
-	for _, phase := range phases {
-		if d, ok := seen[phase]; ok {
-			x.samples.add(phase, d)
-		}
-	}
+	x.samples.addPhases(reply.Header.Get("Server-Timing"))
 	return nil
 }
 

@@ -134,17 +134,7 @@ type state struct {
 
 // look measures memory, then CPU time.
 func look(s *session, service *harness.Service, names []string, window time.Duration) state {
-	pids := map[string]int{}
-	for name, part := range map[string][2]string{
-		"supervisor": {"nomad-driver-leapcell", "supervisor"}, "plugin": {"nomad-driver-leapcell", ""},
-		"Nomad agent": {"nomad", "agent"}, "leapcelld": {"leapcelld", ""}, "edge": {"leapcell-edge", ""},
-	} {
-		found := s.p.Parts(part[0], part[1])
-		if len(found) != 1 {
-			s.Fatalf("%d processes of the %s are running, not one", len(found), name)
-		}
-		pids[name] = found[0].PID
-	}
+	pids := parts(s)
 	st := state{pss: map[string]int64{}, cpu: map[string]time.Duration{}, window: window, rest: available(s)}
 	for _, p := range apps(service) {
 		st.apps += pss(s, p.PID)
@@ -159,6 +149,22 @@ func look(s *session, service *harness.Service, names []string, window time.Dura
 		st.cpu[name] = cpuTime(s, pids[name]) - before[name]
 	}
 	return st
+}
+
+// parts are the processes of the platform, by their names.
+func parts(s *session) map[string]int {
+	pids := map[string]int{}
+	for name, part := range map[string][2]string{
+		"supervisor": {"nomad-driver-leapcell", "supervisor"}, "plugin": {"nomad-driver-leapcell", ""},
+		"Nomad agent": {"nomad", "agent"}, "leapcelld": {"leapcelld", ""}, "edge": {"leapcell-edge", ""},
+	} {
+		found := s.p.Parts(part[0], part[1])
+		if len(found) != 1 {
+			s.Fatalf("%d processes of the %s are running, not one", len(found), name)
+		}
+		pids[name] = found[0].PID
+	}
+	return pids
 }
 
 // cpuTime is what the process used since it began.

@@ -88,7 +88,7 @@ var about = map[string]string{
 	"cold":   "From zero instances, through the edge, to the last byte (cold), beside the same app in the same image started without a platform (bare); the rest are the phases of the cold start. Milliseconds.",
 	"resume": "A request to a suspended instance beside one to a warm one. Milliseconds.",
 	"warm":   "A request through edge and gate beside one through Traefik's own proxy to the same app, and one without a proxy, at 1,000 requests a second, open loop. Milliseconds.",
-	"burst":  "So many services at zero instances that are visited at the same moment: until the last has answered (all), and each. Milliseconds.",
+	"burst":  "So many services at zero instances that are visited at the same moment: until the last has answered (all), and each, with the phases of its start. Milliseconds. CPU time is that of each part, by start.",
 	"routes": "Cold and warm requests at an edge that knows so many services. Milliseconds.",
 	"idle":   "What suspended services cost beside their apps: memory (PSS) and CPU time of each part, as growth over none, per service.",
 	"mixed": "Ten services that start in up to 10 s and answer in up to 5 s with up to 5 MB, 300 requests a second together, open loop, while one is deployed, rolled back, given " +

@@ -160,6 +160,16 @@ func (m sums) add(name string, d time.Duration) {
 	m[name] = append(m[name], float64(d)/float64(time.Millisecond))
 }
 
+// addPhases adds those of a Server-Timing header.
+func (m sums) addPhases(header string) {
+	seen := timing(header)
+	for _, phase := range phases {
+		if d, ok := seen[phase]; ok {
+			m.add(phase, d)
+		}
+	}
+}
+
 func (m sums) summaries() map[string]summary {
 	out := map[string]summary{}
 	for name, samples := range m {
