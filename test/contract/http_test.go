@@ -179,6 +179,7 @@ func checkBodies(t *testing.T, s *harness.Service) {
 
 // A body of which nothing comes any more must not keep a serverless instance awake.
 func TestMust_RQ3_StalledBody(t *testing.T) {
+	t.Parallel()
 	harness.Quick(t)
 	s := harness.Get(t).Probe(t, harness.Spec{})
 	w := connect(t, s)

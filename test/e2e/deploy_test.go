@@ -202,6 +202,7 @@ func TestLogsFollow(t *testing.T) {
 }
 
 func TestEveryCommandSpeaksJSON(t *testing.T) {
+	t.Parallel()
 	p := harness.Get(t)
 	s := p.Probe(t, harness.Spec{Env: map[string]string{"A": "1"}})
 	for _, args := range [][]string{

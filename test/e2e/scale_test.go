@@ -74,6 +74,7 @@ func crowd(t *testing.T, s *harness.Service) {
 }
 
 func TestSuspendedCPUIsFlat(t *testing.T) {
+	t.Parallel()
 	s := harness.Get(t).Probe(t, harness.Spec{})
 	group := s.Inside(t, s.Get(t, "/").Instance()).Cgroup()
 	harness.Eventually(t, 5*time.Second, "the idle instance is suspended", group.Frozen)

@@ -53,13 +53,18 @@ func Acquire(ctx context.Context, args ...string) (p *Platform, release func() e
 	if err != nil {
 		return nil, nil, err
 	}
+	kept := keptBases()
+	without("lent", kept.lend(dir))
 	if err := UpNew(ctx, dir, args...); err != nil {
 		return nil, nil, errors.Join(err, takeDown(dir, before, true))
 	}
 	if p, err = Open(dir); err != nil {
 		return nil, nil, errors.Join(err, takeDown(dir, before, true))
 	}
-	return p, func() error { return takeDown(dir, before, os.Getenv("LEAPCELL_TEST_KEEP") != "") }, nil
+	return p, func() error {
+		without("kept", kept.keep(dir))
+		return takeDown(dir, before, os.Getenv("LEAPCELL_TEST_KEEP") != "")
+	}, nil
 }
 
 // UpNew brings up a platform in a new folder, on ports of its own and without a sample.
