@@ -149,7 +149,13 @@ func TestFailures(t *testing.T) {
 			w.status = func(string) leapcell.GateStatus {
 				return leapcell.GateStatus{Code: leapcell.CodeStartExited, Message: "exited with code 3", ExitCode: exit}
 			}
-			w.start = func(w *world, a *api.AllocationListStub) { w.logs[a.ID+"/stderr"] = "Traceback\nKeyError: 'X'\n" }
+			w.start = func(w *world, a *api.AllocationListStub) {
+				time.AfterFunc(200*time.Millisecond, func() { // Nomad notes the start when the app has long ended
+					w.mu.Lock()
+					defer w.mu.Unlock()
+					w.logs[a.ID+"/stderr"] = "Traceback\nKeyError: 'X'\n"
+				})
+			}
 		}, leapcell.CodeStartExited, "the start command exited with code 3 before it listened", exit, "KeyError: 'X'"},
 		"driver": {func(w *world) {
 			w.start = func(w *world, a *api.AllocationListStub) {

@@ -325,6 +325,20 @@ func (d *Deployer) askOnce(ctx context.Context, alloc, address string) (leapcell
 	return status, nil
 }
 
+// startedLimit is how long it takes at most until Nomad knows of a start that we saw.
+const startedLimit = 2 * time.Second
+
+// startedLog is a log of an instance whose start we saw. Nomad has none before it has noted the
+// start itself, by known, and what exits at once ends sooner than that.
+func (d *Deployer) startedLog(ctx context.Context, known time.Time, o nomad.LogOptions) (io.ReadCloser, error) {
+	for {
+		r, err := d.cfg.Nomad.Logs(ctx, o)
+		if leapcell.ErrorCode(err) != leapcell.CodeNotFound || time.Now().After(known) || sleep(ctx, 50*time.Millisecond) != nil {
+			return r, err
+		}
+	}
+}
+
 // instanceTail is the last lines that an instance wrote, of its errors if there are any.
 func (d *Deployer) instanceTail(ctx context.Context, svc leapcell.Service, alloc string) []string {
 	if alloc == "" {
@@ -332,8 +346,9 @@ func (d *Deployer) instanceTail(ctx context.Context, svc leapcell.Service, alloc
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
+	known := time.Now().Add(startedLimit)
 	for _, stream := range []string{"stderr", "stdout"} {
-		r, err := d.cfg.Nomad.Logs(ctx, nomad.LogOptions{AllocID: alloc, Task: svc.ID, Stream: stream, Offset: tailBytes, FromEnd: true})
+		r, err := d.startedLog(ctx, known, nomad.LogOptions{AllocID: alloc, Task: svc.ID, Stream: stream, Offset: tailBytes, FromEnd: true})
 		if err != nil {
 			d.cfg.Log.Debug("instance log not read", "alloc", alloc, "err", err)
 			continue

@@ -16,12 +16,14 @@ import (
 )
 
 func TestMust_CP1_CPUFollowsMemory(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		memory int
 		mode   leapcell.Mode
 	}{{128, leapcell.Serverless}, {192, leapcell.Serverless}, {1769, leapcell.Serverless}, {192, leapcell.Persistent}} {
 		memory := c.memory
 		t.Run(fmt.Sprint(memory, c.mode), func(t *testing.T) {
+			t.Parallel()
 			s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{Mode: c.mode, MemoryMB: memory}})
 			group := s.Inside(t, instanceOf(t, s)).Cgroup()
 			quota, period := group.Quota(t)

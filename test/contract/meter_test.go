@@ -53,6 +53,7 @@ func settled(t *testing.T, s *harness.Service, requests int64) leapcell.Usage {
 }
 
 func TestMust_BI1_ComputeTimeIsTheTimeWithARequest(t *testing.T) {
+	t.Parallel()
 	const memory = 256
 	s := harness.Get(t).Probe(t, harness.Spec{Settings: leapcell.Settings{MemoryMB: memory, MaxInstances: 1}})
 	s.Get(t, "/")
