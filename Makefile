@@ -54,7 +54,7 @@ lint: ## formatting, vet, staticcheck, documentation that is generated
 # -w leaves out what only a debugger reads: linking the tests is a good part of their time. Packages wait more than
 # they compute.
 unit: ## unit tests, with the race detector; those that need Nomad, Vault or a bucket use what is on PATH or in bin/
-	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -race -short -p 4 -ldflags=-w -timeout 10m ./...
+	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -race -short -p 4 -ldflags=-w -timeout 10m $$($(GO) list ./... | grep -vE '/test/(contract|e2e|soak)$$')
 
 bucket: # a real S3 service, built from its pinned module into bin/
 	$(GO) build -C tools/s3 -trimpath -ldflags '-s -w' -o ../../bin/versitygw github.com/versity/versitygw/cmd/versitygw

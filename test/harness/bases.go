@@ -6,12 +6,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"time"
 )
 
 // Base images take a minute of two cores each. What a run of tests assembled is kept in the user's
-// cache folder, as the registry stores it, and lent to the platform of the next run. The smallest
-// is not kept: each run assembles it, so that assembling is always tested.
-const alwaysMade = "run"
+// cache folder, as the registry stores it, and lent to the platforms of the next runs, for a day:
+// assembling is tested, too.
+const keptFor = 24 * time.Hour
 
 // registryStore is where a platform's registry has its files, below its state folder.
 const registryStore = "control/registry/docker/registry/v2"
@@ -31,6 +33,13 @@ func keptBases() bases {
 func (kept bases) lend(state string) error {
 	to := bases{filepath.Join(state, registryStore)}
 	for _, name := range kept.names() {
+		since, err := os.Stat(kept.repository(name))
+		if err != nil {
+			return err
+		}
+		if time.Since(since.ModTime()) > keptFor {
+			continue
+		}
 		if err := kept.copyTo(to, name); err != nil {
 			return err
 		}
@@ -42,8 +51,8 @@ func (kept bases) lend(state string) error {
 func (kept bases) keep(state string) error {
 	from := bases{filepath.Join(state, registryStore)}
 	for _, name := range from.names() {
-		if name == alwaysMade {
-			continue
+		if slices.Equal(from.blobs(name), kept.blobs(name)) {
+			continue // it was lent
 		}
 		if err := from.copyTo(kept, name); err != nil {
 			return err

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestBasesAreKeptAndLent(t *testing.T) {
@@ -36,15 +37,15 @@ func TestBasesAreKeptAndLent(t *testing.T) {
 	}
 	try(kept.lend(next)) // nothing is kept yet
 	image("go", "a")
-	image(alwaysMade, "b")
+	image("old", "b")
 	try(kept.keep(state))
 	// Another one under the same name takes its place, and what only the first had goes.
 	try(os.RemoveAll(from.repository("go")))
 	image("go", "c")
 	try(kept.keep(state))
-	if names := kept.names(); !slices.Equal(names, []string{"go"}) {
-		t.Errorf("kept are %v", names)
-	}
+	yesterday := time.Now().Add(-keptFor)
+	try(os.Chtimes(kept.repository("old"), yesterday, yesterday))
+	try(kept.keep(state)) // what is the same stays as old as it is
 	if _, err := os.Stat(kept.blob(strings.Repeat("a", 64))); err == nil {
 		t.Error("the layer of the former one is still there")
 	}
@@ -52,6 +53,9 @@ func TestBasesAreKeptAndLent(t *testing.T) {
 		try(kept.lend(next))
 	}
 	to := bases{filepath.Join(next, registryStore)}
+	if names := to.names(); !slices.Equal(names, []string{"go"}) {
+		t.Errorf("lent are %v", names)
+	}
 	layer, err := os.ReadFile(to.blob(strings.Repeat("c", 64)))
 	if err != nil || string(layer) != "layer c" {
 		t.Errorf("lent is %q, %v", layer, err)

@@ -14,7 +14,7 @@
 // One platform serves all tests of a run. [Main] brings one up unless LEAPCELL_TEST_STATE
 // names the state folder of one that is up already: `go run ./test/with go test ./test/...`
 // does that for several packages. After the run, what is left on the machine is compared
-// with what was there before. Base images are kept from run to run, in leapcell-test in the
+// with what was there before. Base images are kept from run to run for a day, in leapcell-test in the
 // user's cache folder (a few GB; remove it whenever you like).
 //
 // Settings by environment: LEAPCELL_TEST_STATE (use this platform), LEAPCELL_TEST_KEEP=1
