@@ -26,9 +26,13 @@ func (c *Client) WaitAllocs(ctx context.Context, job string, index uint64) ([]*a
 	return c.allocs(ctx, fmt.Sprintf("JobID == %q", job), index)
 }
 
-// WaitAllAllocs is [Client.WaitAllocs] over all jobs of the namespace.
-func (c *Client) WaitAllAllocs(ctx context.Context, index uint64) ([]*api.AllocationListStub, uint64, error) {
-	return c.allocs(ctx, "", index)
+// onlyRunning is [Running] for Nomad, which keeps what has ended for hours: of a service that wakes often
+// that is most.
+const onlyRunning = `DesiredStatus == "run" and (ClientStatus == "pending" or ClientStatus == "running")`
+
+// WaitRunning is [Client.WaitAllocs] for those of all jobs of the namespace that are [Running].
+func (c *Client) WaitRunning(ctx context.Context, index uint64) ([]*api.AllocationListStub, uint64, error) {
+	return c.allocs(ctx, onlyRunning, index)
 }
 
 func (c *Client) allocs(ctx context.Context, filter string, index uint64) ([]*api.AllocationListStub, uint64, error) {
@@ -110,14 +114,14 @@ func TaskEventText(a *api.AllocationListStub, task string) string {
 
 // Instances gives the instances that Nomad runs of any deployment of a service, by its name.
 func (c *Client) Instances(ctx context.Context, service string) ([]leapcell.Instance, error) {
-	allocs, _, err := c.WaitAllAllocs(ctx, 0)
+	allocs, _, err := c.WaitRunning(ctx, 0)
 	if err != nil {
 		return nil, err
 	}
 	instances := []leapcell.Instance{} // never nil: it becomes [] in JSON
 	for _, a := range allocs {
 		number, ours := strings.CutPrefix(a.JobID, service+"-")
-		if _, err := strconv.Atoi(number); ours && err == nil && Running(a) {
+		if _, err := strconv.Atoi(number); ours && err == nil {
 			instances = append(instances, Instance(a))
 		}
 	}

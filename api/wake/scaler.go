@@ -29,6 +29,9 @@ const (
 	routesPause = time.Second
 	// retryPause is the wait after Nomad did not answer.
 	retryPause = time.Second
+	// countsPause is the least time between two readings of all instances: each of many that start
+	// at once changes several times.
+	countsPause = 100 * time.Millisecond
 	// never is longer than anything.
 	never = 365 * 24 * time.Hour
 )
@@ -44,8 +47,9 @@ type Store interface {
 type Nomad interface {
 	Job(ctx context.Context, id string) (*api.Job, error)
 	Scale(ctx context.Context, job string, n int) error
-	// WaitAllAllocs waits for allocations newer than index; 0 does not wait.
-	WaitAllAllocs(ctx context.Context, index uint64) ([]*api.AllocationListStub, uint64, error)
+	// WaitRunning waits for a change after index, and gives the allocations that run; 0 does not
+	// wait.
+	WaitRunning(ctx context.Context, index uint64) ([]*api.AllocationListStub, uint64, error)
 }
 
 // Config is what [New] needs to know.
@@ -189,7 +193,7 @@ func (s *Scaler) Run(ctx context.Context) error {
 func (s *Scaler) watchCounts(ctx context.Context) {
 	var index uint64
 	for ctx.Err() == nil {
-		allocs, next, err := s.cfg.Nomad.WaitAllAllocs(ctx, index)
+		allocs, next, err := s.cfg.Nomad.WaitRunning(ctx, index)
 		if err != nil {
 			if !errors.Is(err, context.Canceled) && index != 0 {
 				s.cfg.Log.Warn("scaler: allocations are not known", "err", err)
@@ -204,9 +208,6 @@ func (s *Scaler) watchCounts(ctx context.Context) {
 		index = next
 		counts := map[string]count{}
 		for _, a := range allocs {
-			if !nomad.Running(a) {
-				continue
-			}
 			n := counts[a.JobID]
 			n.wanted++
 			if nomad.Ready(a) {
@@ -218,6 +219,10 @@ func (s *Scaler) watchCounts(ctx context.Context) {
 		s.counts = counts
 		s.mu.Unlock()
 		s.wake()
+		select {
+		case <-time.After(countsPause):
+		case <-ctx.Done():
+		}
 	}
 }
 

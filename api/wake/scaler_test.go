@@ -81,7 +81,7 @@ func (c *cluster) setCount(n int) {
 	c.changed = make(chan struct{})
 }
 
-func (c *cluster) WaitAllAllocs(ctx context.Context, index uint64) ([]*api.AllocationListStub, uint64, error) {
+func (c *cluster) WaitRunning(ctx context.Context, index uint64) ([]*api.AllocationListStub, uint64, error) {
 	for {
 		c.mu.Lock()
 		if c.index > index {

@@ -310,10 +310,10 @@ func (s *service) retryDial(waited time.Duration, wanted bool) time.Duration {
 	switch {
 	case s.plain(): // may take seconds, and its probe is work for the app
 		return min(max(waited/20, time.Millisecond), 100*time.Millisecond)
-	case waited > 5*time.Second:
-		return 20 * time.Millisecond
 	case !wanted:
-		return 5 * time.Millisecond
+		return min(max(waited/20, 5*time.Millisecond), 20*time.Millisecond)
 	}
-	return time.Millisecond
+	// A fortieth of what was waited is not noticed; of many starts at once, dialling each
+	// millisecond took a sixth of the processor time.
+	return min(max(waited/40, time.Millisecond), 20*time.Millisecond)
 }
