@@ -315,7 +315,8 @@ func (s *S3) Link(ctx context.Context, service, sum string) (string, error) {
 func (s *S3) Health(ctx context.Context) error {
 	if !s.writable.Load() {
 		// One for all who ask: services that keep files trip over a folder that comes and goes.
-		tried := s.trial.DoChan("", func() (any, error) { return nil, s.tryAll(ctx) })
+		// It goes on for the others when the first of them leaves; each of its calls has its time.
+		tried := s.trial.DoChan("", func() (any, error) { return nil, s.tryAll(context.WithoutCancel(ctx)) })
 		select {
 		case result := <-tried:
 			return result.Err

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -186,6 +187,40 @@ func TestS3ReadOnly(t *testing.T) {
 	}
 	if left, err := os.ReadDir(filepath.Join(server.Dir, "health")); err == nil && len(left) > 0 {
 		t.Errorf("%d files of trials are left", len(left))
+	}
+}
+
+// The trial is one for all who ask: that the first of them leaves is no fault of the bucket.
+func TestS3HealthOutlivesWhoAskedFirst(t *testing.T) {
+	server := bucket.Start(t)
+	entered, held := make(chan struct{}, 100), make(chan struct{})
+	behind, err := url.Parse(server.Endpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := httputil.NewSingleHostReverseProxy(behind)
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		entered <- struct{}{}
+		<-held
+		proxy.ServeHTTP(w, r)
+	}))
+	defer front.Close()
+	release := sync.OnceFunc(func() { close(held) })
+	defer release()
+	s := s3(t, server, func(c *S3Config) { c.Endpoint = front.URL })
+	ctx, leave := context.WithCancel(t.Context())
+	first, second := make(chan error, 1), make(chan error, 1)
+	go func() { first <- s.Health(ctx) }()
+	<-entered
+	go func() { second <- s.Health(t.Context()) }()
+	time.Sleep(50 * time.Millisecond) // most likely it waits by now; if not, this shows less
+	leave()
+	if err := <-first; err == nil {
+		t.Error("who left was told that all is well")
+	}
+	release()
+	if err := <-second; err != nil {
+		t.Errorf("who stayed: %v", err)
 	}
 }
 
