@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/nomad/api"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/leapcell/leapcell"
 	"github.com/leapcell/leapcell/api/build"
@@ -182,6 +183,7 @@ type Deployer struct {
 	logs      *logs
 	slots     *slots
 	http      *http.Client // asks gates
+	followed  *semaphore.Weighted
 	done      sync.WaitGroup
 
 	admitting   sync.Mutex // held while deployments are counted and another is added
@@ -225,7 +227,8 @@ func New(cfg Config) (*Deployer, error) {
 		cfg: cfg, logs: l, slots: newSlots(cfg.Plan.Builds),
 		workers: map[string]*worker{}, changed: map[string]chan struct{}{}, services: map[string]*serviceState{},
 		purging: map[string]bool{}, collector: collector{wake: make(chan struct{}, 1)},
-		http: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}},
+		http:     &http.Client{Transport: &http.Transport{DisableKeepAlives: true}},
+		followed: semaphore.NewWeighted(maxFollowed),
 	}
 	d.ctx, d.cancel = context.WithCancelCause(context.Background())
 	return d, nil

@@ -217,6 +217,58 @@ func TestServiceLogs(t *testing.T) {
 	}
 }
 
+// Who follows a log holds connections to Nomad, which everything else needs as well.
+func TestFollowersAreBounded(t *testing.T) {
+	w := newWorld(t)
+	d := w.deployer(w.view(0, false), nil)
+	w.start = func(w *world, a *api.AllocationListStub) {
+		w.logs[a.ID+"/stdout"], w.logs[a.ID+"/stderr"] = "here\n", ""
+	}
+	w.finish(d, w.submit(d).ID)
+	svc := w.svc["shop-x"]
+	follow := func() (io.ReadCloser, error) { return d.ServiceLogs(t.Context(), svc, true, 1) }
+	var all []io.ReadCloser
+	defer func() {
+		for _, r := range all {
+			r.Close()
+		}
+	}()
+	for range maxFollowed / 2 {
+		r, err := follow()
+		if err != nil {
+			t.Fatalf("follower %d: %v", len(all)+1, err)
+		}
+		all = append(all, r)
+		if _, err := io.ReadFull(r, make([]byte, 5)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A connection is taken when what there was has been read.
+	refused := func(want bool) {
+		t.Helper()
+		for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+			r, err := follow()
+			if err == nil {
+				r.Close()
+			}
+			if (leapcell.ErrorCode(err) == leapcell.CodeRateLimited) == want {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("one more follower: %v, want it refused: %v", err, want)
+			}
+		}
+	}
+	refused(true)
+	if r, err := d.ServiceLogs(t.Context(), svc, false, 1); err != nil {
+		t.Errorf("without following: %v", err)
+	} else {
+		r.Close()
+	}
+	all[0].Close()
+	refused(false)
+}
+
 // Each line has the time at which it began, and whoever comes back with the number of bytes that it
 // has gets the rest and nothing twice, wherever it was cut.
 func TestLogTimesAndOffsets(t *testing.T) {

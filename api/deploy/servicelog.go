@@ -17,12 +17,23 @@ import (
 // maxLogLine is the longest line of an instance that is shown in one piece.
 const maxLogLine = 64 << 10
 
+// maxFollowed is how many outputs are followed at a time, of which an instance has two. Each holds a
+// connection to the agent of Nomad, and all parts of the platform together have a hundred: see
+// [leapcell.NomadCalls].
+const maxFollowed = 48
+
 // ServiceLogs streams what the instances of the live deployment write to stdout and stderr:
 // the last tail lines of each instance that runs, and of the one that stopped last; when it
 // follows, all that comes, of new instances too, until ctx ends. Close it.
 func (d *Deployer) ServiceLogs(ctx context.Context, svc leapcell.Service, follow bool, tail int) (io.ReadCloser, error) {
 	if svc.Live == "" {
 		return nil, leapcell.Errorf(leapcell.CodeConflict, "the service %s has no live deployment: there is no log yet", svc.Name)
+	}
+	if follow && !d.followed.TryAcquire(2) {
+		return nil, leapcell.Errorf(leapcell.CodeRateLimited, "too many logs are being followed: try again in a moment, or read what there is without following it")
+	}
+	if follow {
+		d.followed.Release(2) // they are taken for as long as there is something to follow
 	}
 	allocs, index, err := d.cfg.Nomad.WaitAllocs(ctx, svc.Live, 0)
 	if err != nil {
@@ -149,8 +160,15 @@ func (m *merger) copy(ctx context.Context, o nomad.LogOptions, follow bool, tail
 			return err
 		}
 	}
+	if !follow {
+		return nil
+	}
+	if err := m.d.followed.Acquire(ctx, 1); err != nil {
+		return err
+	}
+	defer m.d.followed.Release(1)
 	o.Follow, o.Offset = true, n
-	for follow && ctx.Err() == nil {
+	for ctx.Err() == nil {
 		n, err := m.lines(ctx, o, func(line string) error { return m.write(prefix, line) }, false)
 		o.Offset += n
 		if errors.Is(err, io.ErrClosedPipe) {
