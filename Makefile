@@ -51,10 +51,10 @@ lint: ## formatting, vet, staticcheck, documentation that is generated
 	$(GO) build -C tools/lint -o ../../bin/staticcheck honnef.co/go/tools/cmd/staticcheck
 	bin/staticcheck ./...
 
-# -w leaves out what only a debugger reads: linking the tests is a good part of their time. Packages wait more than
-# they compute.
+# -w leaves out what only a debugger reads: linking the tests is a good part of their time. vet is lint's, and would look
+# at all dependencies once more. Packages wait more than they compute.
 unit: ## unit tests, with the race detector; those that need Nomad, Vault or a bucket use what is on PATH or in bin/
-	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -race -short -p 4 -ldflags=-w -timeout 10m $$($(GO) list ./... | grep -vE '/test/(contract|e2e|soak)$$')
+	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -race -short -p 4 -vet=off -ldflags=-w -timeout 10m $$($(GO) list ./... | grep -vE '/test/(contract|e2e|soak)$$')
 
 bucket: # a real S3 service, built from its pinned module into bin/
 	$(GO) build -C tools/s3 -trimpath -ldflags '-s -w' -o ../../bin/versitygw github.com/versity/versitygw/cmd/versitygw
@@ -63,7 +63,7 @@ s3: bucket ## static files in a bucket, on a real S3 service
 	VERSITYGW_BIN="$(CURDIR)/bin/versitygw" $(GO) test -race -count=1 -timeout 10m ./api/cdn ./cmd/leapcelld
 
 e2e: build tools ## contract and end-to-end tests on a platform of their own, less what takes long (as root; QUICK= for all, RUN=TestName for some, RUNTIME=crun for another launcher)
-	LEAPCELL_TEST_QUICK=$(QUICK) $(GO) run ./test/with $(GO) test -count=1 -p 1 -parallel 6 -ldflags=-w -timeout 40m -run '$(RUN)' ./test/contract ./test/e2e
+	LEAPCELL_TEST_QUICK=$(QUICK) $(GO) run ./test/with $(GO) test -count=1 -p 1 -parallel 6 -vet=off -ldflags=-w -timeout 40m -run '$(RUN)' ./test/contract ./test/e2e
 
 contract: build tools ## only the runtime contract, one test a clause (RUN=TestMust_FS, RUNTIME=runc for another launcher)
 	$(GO) run ./test/with $(GO) test -count=1 -v -parallel 3 -timeout 30m -run '$(RUN)' ./test/contract
