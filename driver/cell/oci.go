@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -24,6 +25,8 @@ type oci struct {
 	name   string
 	binary string
 	hidden string // a mount that the runtime must not see, "" for none
+	// restricted are more paths that the runtime must make read-only.
+	restricted []string
 }
 
 func newOCI(name string, h *hierarchy) (*oci, error) {
@@ -33,7 +36,12 @@ func newOCI(name string, h *hierarchy) (*oci, error) {
 	}
 	o := &oci{name: name, binary: binary}
 	if name == "crun" && h.unified == "" {
-		o.hidden = h.hybrid // crun takes a machine with both versions for one of version 2 only, and refuses it
+		o.hidden = h.hybrid          // crun takes a machine with both versions for one of version 2 only, and refuses it
+		for _, mount := range h.v1 { // and makes only the folder that they are mounted in read-only [FS4]
+			if path := filepath.Join("/sys/fs/cgroup", filepath.Base(mount)); !slices.Contains(o.restricted, path) {
+				o.restricted = append(o.restricted, path)
+			}
+		}
 	}
 	return o, nil
 }
@@ -43,7 +51,9 @@ func (o *oci) Name() string { return o.name }
 // bundle puts the spec where the runtime looks for it. It holds the environment in clear, so it
 // never reaches a disk: the name leads to a file in our memory, which ends with done. [EN1]
 func (o *oci) bundle(c Config, host Host) (done func(), err error) {
-	spec, err := json.Marshal(Spec(c, host))
+	given := Spec(c, host)
+	given.Linux.ReadonlyPaths = slices.Concat(given.Linux.ReadonlyPaths, o.restricted)
+	spec, err := json.Marshal(given)
 	if err != nil {
 		return nil, err
 	}
