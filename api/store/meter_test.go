@@ -196,10 +196,10 @@ func testOldMetersAreForgotten(t *testing.T, s *Store) {
 // commits, and repeats to the next one what was not acknowledged: the reply may be lost as
 // well as the report.
 func TestMetersOverKill9(t *testing.T) {
-	db := filepath.Join(t.TempDir(), "leapcell.db")
-	if dir := os.Getenv("STORE_COUNT"); dir != "" {
-		countUntilKilled(t, dir)
+	if dsn := os.Getenv("STORE_COUNT"); dsn != "" {
+		countUntilKilled(t, dsn) // before anything of its own: a killed process leaves what it has
 	}
+	db := filepath.Join(t.TempDir(), "leapcell.db")
 	const want = 60
 	for kills := 0; ; kills++ {
 		cmd := exec.Command(os.Args[0], "-test.run=^TestMetersOverKill9$")

@@ -191,6 +191,9 @@ func (f *fixture) ready() {
 	f.app.listen()
 	f.gate.Launched(f.app, time.Now())
 	<-f.gate.Started()
+	if s := f.gate.Status(); !s.Ready {
+		f.t.Fatalf("the gate is not ready: %+v", s)
+	}
 }
 
 type answer struct {
@@ -696,6 +699,9 @@ func TestRQ8_ConcurrencyIsAQueue(t *testing.T) {
 func TestLI3_Drain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, Config{Concurrency: 1}, func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == leapcell.ProbePath {
+				return
+			}
 			time.Sleep(2 * time.Second)
 			hello(w, r)
 		})
