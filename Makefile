@@ -63,7 +63,7 @@ s3: bucket ## static files in a bucket, on a real S3 service
 	VERSITYGW_BIN="$(CURDIR)/bin/versitygw" $(GO) test -race -count=1 -timeout 10m ./api/cdn ./cmd/leapcelld
 
 e2e: build tools ## contract and end-to-end tests on a platform of their own, less what takes long (as root; QUICK= for all, RUN=TestName for some, RUNTIME=crun for another launcher)
-	LEAPCELL_TEST_QUICK=$(QUICK) $(GO) run ./test/with $(GO) test -count=1 -p 1 -parallel 6 -vet=off -ldflags=-w -timeout 40m -run '$(RUN)' ./test/contract ./test/e2e
+	LEAPCELL_TEST_QUICK=$(QUICK) $(GO) run ./test/with $(if $(filter .,$(RUN)),-bases) $(GO) test -count=1 -p 1 -parallel 6 -vet=off -ldflags=-w -timeout 40m -run '$(RUN)' ./test/contract ./test/e2e
 
 contract: build tools ## only the runtime contract, one test a clause (RUN=TestMust_FS, RUNTIME=runc for another launcher)
 	$(GO) run ./test/with $(GO) test -count=1 -v -parallel 3 -timeout 30m -run '$(RUN)' ./test/contract

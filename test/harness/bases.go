@@ -1,13 +1,18 @@
 package harness
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"time"
+
+	"github.com/leapcell/leapcell/api/client"
 )
 
 // Base images take a minute of two cores each. What a run of tests assembled is kept in the user's
@@ -130,7 +135,44 @@ func (b bases) copyTo(other bases, name string) error {
 	return errors.Join(os.RemoveAll(to), os.Rename(filepath.Join(fresh, name), to))
 }
 
-// without says on standard error that tests go on although base images are not lent or kept.
+// MakeBases begins to make the base images that were not lent, until stop is called. The first tests
+// wait for most of their time: beside them the images are there sooner.
+func (p *Platform) MakeBases(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := p.makeBases(ctx); ctx.Err() == nil {
+			without("made", err)
+		}
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
+}
+
+// makeBases makes them one runtime after the other.
+func (p *Platform) makeBases(ctx context.Context) error {
+	var runtimes []client.Runtime
+	if err := p.API.Call(ctx, http.MethodGet, "/v1/runtimes", nil, &runtimes); err != nil {
+		return err
+	}
+	var failed error
+	for _, r := range runtimes {
+		if !slices.ContainsFunc(r.Systems, func(s client.System) bool { return s.Image == "" }) {
+			continue
+		}
+		cmd := exec.CommandContext(ctx, filepath.Join(p.Root, "bin", "leapcell"), "runtimes", "update", r.Name, "--state-dir", p.Config.StateDir)
+		// One may be interrupted by a test that ends the control plane: the next is made all the same.
+		if out, err := cmd.CombinedOutput(); err != nil {
+			failed = errors.Join(failed, fmt.Errorf("%s: %w\n%s", r.Name, err, out))
+		}
+	}
+	return failed
+}
+
+// without says on standard error that tests go on although base images are not lent, made or kept.
 func without(what string, err error) {
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "harness: base images are not %s: %v\n", what, err)
