@@ -2,6 +2,7 @@ package leapcell
 
 import (
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -118,6 +119,8 @@ const (
 type Origin struct {
 	Trigger   Trigger `json:"trigger,omitempty"`
 	StartedBy string  `json:"startedBy,omitempty"` // the token's name, or who pushed
+	// Request is what the caller named his request by, see [ParseRequestKey].
+	Request string `json:"request,omitempty"`
 	// Of is the deployment that a [Redeploy] repeats.
 	Of string `json:"of,omitempty"`
 	// Preview is the label of a deployment that is seen under a name of its own and never
@@ -125,6 +128,27 @@ type Origin struct {
 	Preview string `json:"preview,omitempty"`
 	// ChangeNumber is that of the pull or merge request.
 	ChangeNumber int `json:"changeNumber,omitempty"`
+}
+
+// HeaderIdempotencyKey names a request, so that its effect comes once however often it arrives: who
+// lost the answer sends it again.
+// Source: https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
+const HeaderIdempotencyKey = "Idempotency-Key"
+
+// maxRequestKey bounds it, in bytes.
+const maxRequestKey = 128
+
+// ParseRequestKey reads an [HeaderIdempotencyKey], in quotes or without; "" is none.
+func ParseRequestKey(text string) (string, error) {
+	key := text
+	if n := len(key); n >= 2 && key[0] == '"' && key[n-1] == '"' {
+		key = key[1 : n-1]
+	}
+	odd := func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '"' || r == '\\' }
+	if len(key) > maxRequestKey || strings.ContainsFunc(key, odd) || key == "" && text != "" {
+		return "", Errorf(CodeInvalid, "%s is %.150q: it must be up to %d letters, digits and signs", HeaderIdempotencyKey, text, maxRequestKey)
+	}
+	return key, nil
 }
 
 // Outcome is what is learnt of a deployment on its way.
@@ -145,6 +169,8 @@ type Outcome struct {
 	// RestoredBy is who rolled back to the deployment last, and RestoredFrom what was live before.
 	RestoredBy   string `json:"restoredBy,omitempty"`
 	RestoredFrom string `json:"restoredFrom,omitempty"`
+	// RestoredRequest is what the request to roll back was named by.
+	RestoredRequest string `json:"restoredRequest,omitempty"`
 }
 
 // Static is the front end of a deployment: files that edges serve without an instance.

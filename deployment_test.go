@@ -1,6 +1,7 @@
 package leapcell_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/leapcell/leapcell"
@@ -9,6 +10,21 @@ import (
 var states = []leapcell.State{
 	leapcell.Queued, leapcell.Fetching, leapcell.Building, leapcell.Packaging, leapcell.Publishing,
 	leapcell.Starting, leapcell.Live, leapcell.Superseded, leapcell.Failed, leapcell.Cancelled,
+}
+
+func FuzzParseRequestKey(f *testing.F) {
+	for _, text := range []string{"", "k-1", `"k-1"`, `"`, `""`, "a b", "a\x00", "\u00e4"} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		key, err := leapcell.ParseRequestKey(text)
+		if err != nil {
+			return
+		}
+		if again, err := leapcell.ParseRequestKey(`"` + key + `"`); key != "" && (err != nil || again != key) || len(key) > 128 || strings.ContainsAny(key, " \"\\\n") || (key == "") != (text == "") {
+			t.Errorf("%q is %q; in quotes %q, %v", text, key, again, err)
+		}
+	})
 }
 
 func TestStateDone(t *testing.T) {

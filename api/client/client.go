@@ -3,6 +3,7 @@ package client
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -54,10 +55,14 @@ func (c *Client) Address() string { return c.base }
 
 // call makes one call with a JSON body and reads a JSON answer; in and out may be nil.
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	return c.callWith(ctx, method, path, http.Header{}, in, out)
+}
+
+// callWith is call with further headers.
+func (c *Client) callWith(ctx context.Context, method, path string, header http.Header, in, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	var body io.Reader
-	header := http.Header{}
 	if in != nil {
 		b, err := json.Marshal(in)
 		if err != nil {
@@ -71,6 +76,43 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 		return err
 	}
 	return c.readAnswer(resp, out)
+}
+
+// once is call for a POST whose effect must not come twice. It bears a key by which the API knows it
+// again, and is repeated for a minute when its answer was lost and nobody knows whether it arrived.
+func (c *Client) once(ctx context.Context, path string, in, out any) error {
+	header := http.Header{leapcell.HeaderIdempotencyKey: {rand.Text()}}
+	var lostAt time.Time
+	for {
+		err := c.callWith(ctx, http.MethodPost, path, header, in, out)
+		switch {
+		case err == nil || ctx.Err() != nil || !answerLost(err):
+			return err
+		case lostAt.IsZero() && neverSent(err):
+			return err // it is not up at all
+		case lostAt.IsZero():
+			lostAt = time.Now()
+		case time.Since(lostAt) > waitOutage:
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(waitRetry):
+		}
+	}
+}
+
+// answerLost reports whether a connection broke before the whole answer was here.
+func answerLost(err error) bool {
+	var broken *url.Error
+	return errors.As(err, &broken) || errors.Is(err, io.ErrUnexpectedEOF)
+}
+
+// neverSent reports whether there was no connection.
+func neverSent(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "dial"
 }
 
 // do sends a request and gives a good answer, whose body the caller closes.

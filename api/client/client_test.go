@@ -114,6 +114,48 @@ func TestWaitPollsUntilDone(t *testing.T) {
 	})
 }
 
+// A wish that must not be fulfilled twice is repeated under the same name when its answer was lost.
+func TestALostAnswerIsAskedForAgain(t *testing.T) {
+	refused := &net.OpError{Op: "dial", Err: errors.New("connection refused")}
+	for name, test := range map[string]struct {
+		answers []any // errors, or bodies
+		calls   int
+		works   bool
+	}{
+		"reset, away for a moment, there":  {[]any{io.ErrUnexpectedEOF, refused, refused, `{"id":"shop-1"}`}, 4, true},
+		"cut short":                        {[]any{`{"id":"sho`, `{"id":"shop-1"}`}, 2, true},
+		"not up":                           {[]any{refused, `{"id":"shop-1"}`}, 1, false},
+		"answers what it does not promise": {[]any{`<html>`, `{"id":"shop-1"}`}, 1, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				keys, calls := map[string]bool{}, 0
+				c := &Client{base: "http://x", http: &http.Client{Transport: fakeAPI(func(r *http.Request) (int, string, error) {
+					keys[r.Header.Get(leapcell.HeaderIdempotencyKey)] = true
+					calls++
+					if body, ok := test.answers[calls-1].(string); ok {
+						return 202, body, nil
+					}
+					return 0, "", test.answers[calls-1].(error)
+				})}}
+				d, err := c.Rollback(t.Context(), "shop", "")
+				if (err == nil) != test.works || test.works && d.ID != "shop-1" || calls != test.calls || len(keys) != 1 || keys[""] {
+					t.Errorf("%s, %v after %d calls, named by %v", d.ID, err, calls, keys)
+				}
+			})
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		c := &Client{base: "http://x", http: &http.Client{Transport: fakeAPI(func(*http.Request) (int, string, error) { return 0, "", io.ErrUnexpectedEOF })}}
+		_, err := c.Redeploy(t.Context(), "shop", "")
+		wantCode(t, err, leapcell.CodeUnavailable, "does not answer")
+		if took := time.Since(began); took < waitOutage || took > waitOutage+2*waitRetry {
+			t.Errorf("gave up after %s", took)
+		}
+	})
+}
+
 func TestWaitBearsARestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()

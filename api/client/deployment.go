@@ -21,7 +21,7 @@ func (c *Client) DeployGit(ctx context.Context, nameOrID string, src leapcell.So
 		Source leapcell.Source `json:"source"`
 	}
 	in.Source = leapcell.Source{GitURL: src.GitURL, Branch: src.Branch, Tag: src.Tag, Commit: src.Commit, RootDir: src.RootDir, Image: src.Image}
-	err := c.call(ctx, http.MethodPost, "/v1/services/"+escape(nameOrID)+"/deployments", in, &d)
+	err := c.once(ctx, "/v1/services/"+escape(nameOrID)+"/deployments", in, &d)
 	return d, err
 }
 
@@ -71,14 +71,14 @@ func (c *Client) Cancel(ctx context.Context, id string) (leapcell.Deployment, er
 // Rollback makes a former deployment live again; "" means the last superseded one.
 func (c *Client) Rollback(ctx context.Context, nameOrID, deployment string) (leapcell.Deployment, error) {
 	var d leapcell.Deployment
-	err := c.call(ctx, http.MethodPost, "/v1/services/"+escape(nameOrID)+"/rollback", map[string]string{"deployment": deployment}, &d)
+	err := c.once(ctx, "/v1/services/"+escape(nameOrID)+"/rollback", map[string]string{"deployment": deployment}, &d)
 	return d, err
 }
 
 // Redeploy deploys the source of a deployment again, in a fresh build; "" means the newest one.
 func (c *Client) Redeploy(ctx context.Context, nameOrID, deployment string) (leapcell.Deployment, error) {
 	var d leapcell.Deployment
-	err := c.call(ctx, http.MethodPost, "/v1/services/"+escape(nameOrID)+"/redeploy", map[string]string{"deployment": deployment}, &d)
+	err := c.once(ctx, "/v1/services/"+escape(nameOrID)+"/redeploy", map[string]string{"deployment": deployment}, &d)
 	return d, err
 }
 

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"strconv"
 	"sync"
 	"time"
@@ -45,7 +44,7 @@ func (c *Client) DeployUpload(ctx context.Context, nameOrID string, up Upload) (
 		return d, err
 	}
 	in := map[string]any{"source": map[string]string{"upload": sum, "rootDir": up.RootDir}}
-	err := c.call(ctx, http.MethodPost, "/v1/services/"+escape(nameOrID)+"/deployments", in, &d)
+	err := c.once(ctx, "/v1/services/"+escape(nameOrID)+"/deployments", in, &d)
 	return d, err
 }
 
@@ -95,12 +94,11 @@ func (c *Client) send(ctx context.Context, sum string, up Upload) error {
 // passes reports whether another try may go better: the connection broke, something between does
 // not reach the API, or the upload is not where we thought it was.
 func passes(err error) bool {
-	var broken *url.Error
 	switch leapcell.ErrorCode(err) {
 	case leapcell.CodeConflict, leapcell.CodeNotFound, leapcell.CodeRequestTimeout, leapcell.CodePortNotListening:
 		return true
 	}
-	return errors.As(err, &broken) || errors.Is(err, io.ErrUnexpectedEOF)
+	return answerLost(err)
 }
 
 // piece sends the next one.

@@ -117,7 +117,7 @@ func TestCollectImages(t *testing.T) {
 		t.Errorf("figures %+v", c)
 	}
 
-	_, err = d.Rollback(t.Context(), s.svc["shop-x"], "shop-2", "ada")
+	_, err = d.Rollback(t.Context(), s.svc["shop-x"], "shop-2", ada)
 	if leapcell.ErrorCode(err) != leapcell.CodeConflict || !strings.Contains(leapcell.ErrorMessage(err), "leapcell redeploy shop shop-2") {
 		t.Errorf("back to one without an image: %v", err)
 	}
@@ -246,7 +246,7 @@ func TestRedeploy(t *testing.T) {
 	s.finish(d, s.submit(d).ID)
 	svc := s.svc["shop-x"]
 	svc.Settings.StartCommand = "changed since"
-	dep, err := d.Redeploy(t.Context(), svc, first, first.Source, "ada")
+	dep, err := d.Redeploy(t.Context(), svc, first, first.Source, ada)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -260,12 +260,12 @@ func TestRedeploy(t *testing.T) {
 		t.Errorf("it took %s", dep.Took())
 	}
 	s.swept[first.Source.Upload] = true
-	if _, err := d.Redeploy(t.Context(), svc, first, first.Source, "ada"); leapcell.ErrorCode(err) != leapcell.CodeConflict || !strings.Contains(err.Error(), "no longer kept") {
+	if _, err := d.Redeploy(t.Context(), svc, first, first.Source, ada); leapcell.ErrorCode(err) != leapcell.CodeConflict || !strings.Contains(err.Error(), "no longer kept") {
 		t.Errorf("without its upload: %v", err)
 	}
 	preview := first
 	preview.Preview = "next"
-	if _, err := d.Redeploy(t.Context(), svc, preview, first.Source, "ada"); leapcell.ErrorCode(err) != leapcell.CodeConflict {
+	if _, err := d.Redeploy(t.Context(), svc, preview, first.Source, ada); leapcell.ErrorCode(err) != leapcell.CodeConflict {
 		t.Errorf("of a preview: %v", err)
 	}
 }

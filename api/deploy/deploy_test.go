@@ -71,7 +71,7 @@ func TestRollback(t *testing.T) {
 	w.finish(d, w.submit(d).ID)
 	d.done.Wait()
 	svc := w.svc["shop-x"]
-	dep, err := d.Rollback(t.Context(), svc, "", "ada")
+	dep, err := d.Rollback(t.Context(), svc, "", ada)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,16 +88,58 @@ func TestRollback(t *testing.T) {
 	}
 	// To one whose job Nomad has forgotten: it is registered again.
 	delete(w.jobs, "shop-2")
-	if _, err := d.Rollback(t.Context(), w.svc["shop-x"], "shop-2", "ada"); err != nil {
+	if _, err := d.Rollback(t.Context(), w.svc["shop-x"], "shop-2", ada); err != nil {
 		t.Fatal(err)
 	}
 	if dep := w.finish(d, "shop-2"); dep.State != leapcell.Live {
 		t.Errorf("state %s: %+v", dep.State, dep.Error)
 	}
 	for id, code := range map[string]leapcell.Code{"shop-9": leapcell.CodeNotFound, "shop-2": leapcell.CodeConflict} {
-		if _, err := d.Rollback(t.Context(), w.svc["shop-x"], id, "ada"); leapcell.ErrorCode(err) != code {
+		if _, err := d.Rollback(t.Context(), w.svc["shop-x"], id, ada); leapcell.ErrorCode(err) != code {
 			t.Errorf("%s: %v", id, err)
 		}
+	}
+}
+
+// Who lost the answer to a request sends it again: it takes effect once, also when no further
+// deployment is allowed, and whatever has happened since.
+func TestARequestThatComesTwice(t *testing.T) {
+	w := newWorld(t)
+	d := w.deployer(w.view(0, false), func(c *Config) {
+		c.Plan = leapcell.Plans()[0]
+		c.Plan.DeploymentsPerDay = 3
+	})
+	svc := w.svc["shop-x"]
+	ask := map[string]func(key string) (leapcell.Deployment, error){
+		"submit": func(key string) (leapcell.Deployment, error) {
+			return d.Submit(t.Context(), svc, leapcell.Source{}, leapcell.Origin{Request: key}, strings.NewReader("x"))
+		},
+		"redeploy": func(key string) (leapcell.Deployment, error) {
+			return d.Redeploy(t.Context(), svc, w.deps["shop-1"], w.deps["shop-1"].Source, leapcell.Origin{Request: key})
+		},
+		"rollback": func(key string) (leapcell.Deployment, error) {
+			return d.Rollback(t.Context(), w.svc["shop-x"], "", leapcell.Origin{Request: key})
+		},
+	}
+	for _, request := range []struct{ what, key, gives string }{
+		{"submit", "a", "shop-1"}, {"submit", "a", "shop-1"},
+		{"redeploy", "b", "shop-2"}, {"redeploy", "b", "shop-2"},
+		{"submit", "c", "shop-3"}, {"submit", "c", "shop-3"}, {"submit", "a", "shop-1"},
+		{"rollback", "d", "shop-2"}, {"rollback", "d", "shop-2"},
+		{"rollback", "e", "shop-3"}, {"rollback", "d", "shop-2"},
+	} {
+		dep, err := ask[request.what](request.key)
+		if err != nil || dep.ID != request.gives {
+			t.Fatalf("%v: %s, %v", request, dep.ID, err)
+		}
+		w.finish(d, dep.ID)
+		d.done.Wait()
+	}
+	if got := w.states(); !slices.Equal(got, []string{"shop-1 superseded", "shop-2 superseded", "shop-3 live"}) {
+		t.Errorf("states: %v", got)
+	}
+	if _, err := ask["submit"]("f"); leapcell.ErrorCode(err) != leapcell.CodeRateLimited {
+		t.Errorf("one too many: %v", err)
 	}
 }
 
@@ -111,7 +153,7 @@ func TestFailedRollback(t *testing.T) {
 	w.status = func(string) leapcell.GateStatus {
 		return leapcell.GateStatus{Code: leapcell.CodePortNotListening, Message: leapcell.PortNotListeningText(8080)}
 	}
-	if _, err := d.Rollback(t.Context(), w.svc["shop-x"], "", "ada"); err != nil {
+	if _, err := d.Rollback(t.Context(), w.svc["shop-x"], "", ada); err != nil {
 		t.Fatal(err)
 	}
 	dep := w.finish(d, "shop-1")
@@ -412,7 +454,7 @@ func TestNewestWins(t *testing.T) {
 		t.Errorf("jobs %v, routes %v", got, w.writes)
 	}
 	// What was never live is nothing to roll back to.
-	if _, err := d.Rollback(t.Context(), w.svc["shop-x"], one.ID, "ada"); leapcell.ErrorCode(err) != leapcell.CodeConflict {
+	if _, err := d.Rollback(t.Context(), w.svc["shop-x"], one.ID, ada); leapcell.ErrorCode(err) != leapcell.CodeConflict {
 		t.Errorf("rollback: %v", err)
 	}
 }

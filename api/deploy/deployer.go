@@ -27,6 +27,8 @@ type Store interface {
 	UpdateService(ctx context.Context, id string, change func(*leapcell.Service) error) (leapcell.Service, error)
 	CreateDeployment(ctx context.Context, serviceID string, src leapcell.Source, settings leapcell.Settings, origin leapcell.Origin) (leapcell.Deployment, error)
 	Deployment(ctx context.Context, id string) (leapcell.Deployment, error)
+	// Requested gives the deployment of a service that the request with that key made, else CodeNotFound.
+	Requested(ctx context.Context, serviceID, key string) (leapcell.Deployment, error)
 	Deployments(ctx context.Context, serviceID string, limit int) ([]leapcell.Deployment, error)
 	Unfinished(ctx context.Context) ([]leapcell.Deployment, error)
 	// DeploymentsSince gives what made the deployments of a workspace since then, oldest first.
@@ -244,11 +246,15 @@ func (d *Deployer) Close() error {
 
 // Submit stores a deployment and starts to work on it. archive is the uploaded tar.gz, nil
 // when src names an upload that is whole, an image or a git repository; it is read before Submit returns.
+// A request that made a deployment before ([leapcell.Origin.Request]) gets that one.
 func (d *Deployer) Submit(ctx context.Context, svc leapcell.Service, src leapcell.Source, origin leapcell.Origin, archive io.Reader) (leapcell.Deployment, error) {
 	if d.isDeleting(svc.ID) {
 		return leapcell.Deployment{}, errDeleting(svc)
 	}
-	// Before a byte of the source is read; what counts is the look in create.
+	// Before a byte of the source is read; what counts are the looks in create.
+	if dep, made, err := d.requested(ctx, svc, origin); made || err != nil {
+		return dep, err
+	}
 	if err := d.admit(ctx, svc, origin); err != nil {
 		return leapcell.Deployment{}, err
 	}
@@ -277,9 +283,9 @@ func (d *Deployer) Submit(ctx context.Context, svc leapcell.Service, src leapcel
 
 // begin stores a deployment and starts to work on it.
 func (d *Deployer) begin(ctx context.Context, svc leapcell.Service, src leapcell.Source, settings leapcell.Settings, origin leapcell.Origin) (leapcell.Deployment, error) {
-	dep, err := d.create(ctx, svc, src, settings, origin)
-	if err != nil {
-		return leapcell.Deployment{}, err
+	dep, fresh, err := d.create(ctx, svc, src, settings, origin)
+	if err != nil || !fresh {
+		return dep, err
 	}
 	d.start(dep)
 	if !dep.Automatic() { // who takes in pushes does it when he has noted the event
@@ -288,10 +294,14 @@ func (d *Deployer) begin(ctx context.Context, svc leapcell.Service, src leapcell
 	return dep, nil
 }
 
-// Redeploy deploys again what dep was made of: src is its source, with the credentials of today.
-func (d *Deployer) Redeploy(ctx context.Context, svc leapcell.Service, dep leapcell.Deployment, src leapcell.Source, by string) (leapcell.Deployment, error) {
+// Redeploy deploys again what dep was made of: src is its source, with the credentials of today. by is
+// whose wish it is, and which request's.
+func (d *Deployer) Redeploy(ctx context.Context, svc leapcell.Service, dep leapcell.Deployment, src leapcell.Source, by leapcell.Origin) (leapcell.Deployment, error) {
 	if d.isDeleting(svc.ID) {
 		return leapcell.Deployment{}, errDeleting(svc)
+	}
+	if dep, made, err := d.requested(ctx, svc, by); made || err != nil {
+		return dep, err
 	}
 	if dep.Preview != "" {
 		return leapcell.Deployment{}, leapcell.Errorf(leapcell.CodeConflict, "the deployment %s is a preview: push to %s to deploy it again", dep.ID, dep.Source.Branch)
@@ -311,7 +321,7 @@ func (d *Deployer) Redeploy(ctx context.Context, svc leapcell.Service, dep leapc
 	if err != nil {
 		return leapcell.Deployment{}, err
 	}
-	return d.begin(ctx, svc, src, dep.Settings, leapcell.Origin{Trigger: leapcell.Redeploy, StartedBy: by, Of: dep.ID})
+	return d.begin(ctx, svc, src, dep.Settings, leapcell.Origin{Trigger: leapcell.Redeploy, StartedBy: by.StartedBy, Request: by.Request, Of: dep.ID})
 }
 
 func errDeleting(svc leapcell.Service) error {

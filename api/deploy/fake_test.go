@@ -347,6 +347,19 @@ func (v *view) CreateDeployment(ctx context.Context, serviceID string, src leapc
 	return out, err
 }
 
+func (v *view) Requested(ctx context.Context, serviceID, key string) (out leapcell.Deployment, err error) {
+	err = v.do(ctx, "Requested", func() error {
+		for _, dep := range v.deps {
+			if dep.ServiceID == serviceID && dep.Request == key {
+				out = dep
+				return nil
+			}
+		}
+		return notFound(key)
+	})
+	return out, err
+}
+
 func (v *view) Deployment(ctx context.Context, id string) (out leapcell.Deployment, err error) {
 	err = v.do(ctx, "Deployment", func() error {
 		var ok bool
@@ -741,6 +754,9 @@ func (w *world) deployer(v *view, change func(*Config)) *Deployer {
 	w.t.Cleanup(func() { d.Close() })
 	return d
 }
+
+// ada asks for rollbacks and the like.
+var ada = leapcell.Origin{StartedBy: "ada"}
 
 func (w *world) submit(d *Deployer) leapcell.Deployment {
 	w.t.Helper()

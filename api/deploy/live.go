@@ -2,6 +2,7 @@ package deploy
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"time"
 
@@ -184,13 +185,21 @@ func (d *Deployer) quiet(what string, err error) {
 	}
 }
 
-// Rollback makes a former deployment live again; "" means the one before the live one. by is who
-// wants it.
-func (d *Deployer) Rollback(ctx context.Context, svc leapcell.Service, id, by string) (leapcell.Deployment, error) {
+// Rollback makes a former deployment live again; "" means the one before the live one. by is whose
+// wish it is, and which request's: one that arrives twice does not go back twice.
+func (d *Deployer) Rollback(ctx context.Context, svc leapcell.Service, id string, by leapcell.Origin) (leapcell.Deployment, error) {
 	if d.isDeleting(svc.ID) {
 		return leapcell.Deployment{}, errDeleting(svc)
 	}
-	dep, err := d.rollbackTo(ctx, svc, id)
+	all, err := d.cfg.Store.Deployments(ctx, svc.ID, 0)
+	if err != nil {
+		return leapcell.Deployment{}, err
+	}
+	done := func(dep leapcell.Deployment) bool { return by.Request != "" && dep.RestoredRequest == by.Request }
+	if i := slices.IndexFunc(all, done); i >= 0 {
+		return all[i], nil
+	}
+	dep, err := d.rollbackTo(svc, all, id)
 	if err != nil {
 		return leapcell.Deployment{}, err
 	}
@@ -202,7 +211,7 @@ func (d *Deployer) Rollback(ctx context.Context, svc leapcell.Service, id, by st
 			return d.imageGone(*dep)
 		}
 		dep.State, dep.Error = leapcell.Starting, nil
-		dep.RestoredBy, dep.RestoredFrom = by, svc.Live
+		dep.RestoredBy, dep.RestoredFrom, dep.RestoredRequest = by.StartedBy, svc.Live, by.Request
 		return nil
 	})
 	if err != nil {
@@ -228,11 +237,8 @@ func (d *Deployer) imageGone(dep leapcell.Deployment) error {
 		dep.ID, d.cfg.Plan.Name, d.cfg.Keep, dep.Service, dep.ID)
 }
 
-func (d *Deployer) rollbackTo(ctx context.Context, svc leapcell.Service, id string) (leapcell.Deployment, error) {
-	all, err := d.cfg.Store.Deployments(ctx, svc.ID, 0)
-	if err != nil {
-		return leapcell.Deployment{}, err
-	}
+// rollbackTo chooses among all deployments of a service.
+func (d *Deployer) rollbackTo(svc leapcell.Service, all []leapcell.Deployment, id string) (leapcell.Deployment, error) {
 	var best leapcell.Deployment
 	for _, dep := range all {
 		if id != "" && dep.ID != id {

@@ -52,7 +52,7 @@ func TestPreviewsLeaveTheServiceAlone(t *testing.T) {
 	// Neither is a former version of the service.
 	svc := w.svc["shop-x"]
 	for _, id := range []string{"", next.ID} {
-		if _, err := d.Rollback(t.Context(), svc, id, "ada"); leapcell.ErrorCode(err) != leapcell.CodeConflict {
+		if _, err := d.Rollback(t.Context(), svc, id, ada); leapcell.ErrorCode(err) != leapcell.CodeConflict {
 			t.Errorf("rollback to %q: %v", id, err)
 		}
 	}

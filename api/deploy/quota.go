@@ -39,14 +39,31 @@ func (d *Deployer) admit(ctx context.Context, svc leapcell.Service, origin leapc
 		svc.Workspace, len(alike), kind, d.cfg.Plan.Name, next)
 }
 
-// create adds a deployment, unless it is one too many.
-func (d *Deployer) create(ctx context.Context, svc leapcell.Service, src leapcell.Source, settings leapcell.Settings, origin leapcell.Origin) (leapcell.Deployment, error) {
+// create adds a deployment, unless it is one too many. It is not fresh when the same request made it
+// before.
+func (d *Deployer) create(ctx context.Context, svc leapcell.Service, src leapcell.Source, settings leapcell.Settings, origin leapcell.Origin) (dep leapcell.Deployment, fresh bool, err error) {
 	d.admitting.Lock()
 	defer d.admitting.Unlock()
-	if err := d.admit(ctx, svc, origin); err != nil {
-		return leapcell.Deployment{}, err
+	if dep, made, err := d.requested(ctx, svc, origin); made || err != nil {
+		return dep, false, err
 	}
-	return d.cfg.Store.CreateDeployment(ctx, svc.ID, src, settings, origin)
+	if err := d.admit(ctx, svc, origin); err != nil {
+		return leapcell.Deployment{}, false, err
+	}
+	dep, err = d.cfg.Store.CreateDeployment(ctx, svc.ID, src, settings, origin)
+	return dep, true, err
+}
+
+// requested is the deployment that the same request made already: its answer was lost.
+func (d *Deployer) requested(ctx context.Context, svc leapcell.Service, origin leapcell.Origin) (dep leapcell.Deployment, made bool, err error) {
+	if origin.Request == "" {
+		return dep, false, nil
+	}
+	dep, err = d.cfg.Store.Requested(ctx, svc.ID, origin.Request)
+	if leapcell.ErrorCode(err) == leapcell.CodeNotFound {
+		return dep, false, nil
+	}
+	return dep, err == nil, err
 }
 
 // Place is that of a deployment in the queue for builds, 1 for the next; 0 says that it does not

@@ -147,7 +147,7 @@ func TestWholeSite(t *testing.T) {
 
 	// Back to one whose files were collected: they come from the registry again.
 	for _, id := range []string{"shop-4", "shop-1"} {
-		if _, err := d.Rollback(t.Context(), w.svc["shop-x"], id, "ada"); err != nil {
+		if _, err := d.Rollback(t.Context(), w.svc["shop-x"], id, ada); err != nil {
 			t.Fatal(err)
 		}
 		dep := w.finish(d, id)
@@ -159,7 +159,7 @@ func TestWholeSite(t *testing.T) {
 	}
 	d.done.Wait()
 	delete(f.built, "shop-x:2")
-	if _, err := d.Rollback(t.Context(), w.svc["shop-x"], "shop-2", "ada"); err != nil {
+	if _, err := d.Rollback(t.Context(), w.svc["shop-x"], "shop-2", ada); err != nil {
 		t.Fatal(err)
 	}
 	if dep := w.finish(d, "shop-2"); dep.State != leapcell.Superseded || dep.Error == nil || !strings.Contains(dep.Error.Message, "no longer kept") {

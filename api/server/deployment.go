@@ -80,22 +80,12 @@ func (s *Server) deployGit(c *gin.Context, svc leapcell.Service) error {
 	if err != nil {
 		return err
 	}
-	d, err := s.cfg.Deployer.Submit(c.Request.Context(), svc, src, manual(c), nil)
-	if err != nil {
-		return err
-	}
-	c.JSON(http.StatusAccepted, d)
-	return nil
+	return s.submit(c, svc, src)
 }
 
 // deployImage takes a ready image: there is no source, and nothing is built.
 func (s *Server) deployImage(c *gin.Context, svc leapcell.Service, ref string) error {
-	d, err := s.cfg.Deployer.Submit(c.Request.Context(), svc, leapcell.Source{Image: ref}, manual(c), nil)
-	if err != nil {
-		return err
-	}
-	c.JSON(http.StatusAccepted, d)
-	return nil
+	return s.submit(c, svc, leapcell.Source{Image: ref})
 }
 
 // deployWhole takes an upload that came in pieces.
@@ -106,12 +96,7 @@ func (s *Server) deployWhole(c *gin.Context, svc leapcell.Service, src leapcell.
 	case !up.Complete():
 		return leapcell.Errorf(leapcell.CodeConflict, "the upload has %d of its %d bytes: send the rest first", up.Offset, up.Size)
 	}
-	d, err := s.cfg.Deployer.Submit(c.Request.Context(), svc, src, manual(c), nil)
-	if err != nil {
-		return err
-	}
-	c.JSON(http.StatusAccepted, d)
-	return nil
+	return s.submit(c, svc, src)
 }
 
 // connected completes src from the connection of the service: the repository is read with its
@@ -149,13 +134,31 @@ func (s *Server) deployUpload(c *gin.Context, svc leapcell.Service) error {
 	if err != nil {
 		return err
 	}
+	origin, err := manual(c)
+	if err != nil {
+		return err
+	}
 	rc := http.NewResponseController(c.Writer)
 	_ = rc.SetReadDeadline(time.Now().Add(uploadTimeout)) // not every writer in tests can
 	defer func() { _ = rc.SetReadDeadline(time.Time{}) }()
 	body := http.MaxBytesReader(c.Writer, c.Request.Body, s.cfg.UploadLimit)
-	d, err := s.cfg.Deployer.Submit(c.Request.Context(), svc, leapcell.Source{RootDir: root}, manual(c), body)
+	d, err := s.cfg.Deployer.Submit(c.Request.Context(), svc, leapcell.Source{RootDir: root}, origin, body)
+	swallow(rc, io.LimitReader(c.Request.Body, s.cfg.UploadLimit)) // what was not needed to know the answer
 	if err != nil {
-		swallow(rc, io.LimitReader(c.Request.Body, s.cfg.UploadLimit))
+		return err
+	}
+	c.JSON(http.StatusAccepted, d)
+	return nil
+}
+
+// submit starts a deployment of a source that is not in the body.
+func (s *Server) submit(c *gin.Context, svc leapcell.Service, src leapcell.Source) error {
+	origin, err := manual(c)
+	if err != nil {
+		return err
+	}
+	d, err := s.cfg.Deployer.Submit(c.Request.Context(), svc, src, origin, nil)
+	if err != nil {
 		return err
 	}
 	c.JSON(http.StatusAccepted, d)
@@ -163,8 +166,9 @@ func (s *Server) deployUpload(c *gin.Context, svc leapcell.Service) error {
 }
 
 // manual is the origin of a deployment that the caller asks for.
-func manual(c *gin.Context) leapcell.Origin {
-	return leapcell.Origin{Trigger: leapcell.Manual, StartedBy: c.GetString(keyToken)}
+func manual(c *gin.Context) (leapcell.Origin, error) {
+	key, err := leapcell.ParseRequestKey(c.GetHeader(leapcell.HeaderIdempotencyKey))
+	return leapcell.Origin{Trigger: leapcell.Manual, StartedBy: c.GetString(keyToken), Request: key}, err
 }
 
 // swallow reads on for a moment what a client still sends. A connection that is closed while
@@ -301,7 +305,11 @@ func (s *Server) rollback(c *gin.Context) error {
 	if err != nil {
 		return err
 	}
-	d, err := s.cfg.Deployer.Rollback(c.Request.Context(), svc, deployment, c.GetString(keyToken))
+	origin, err := manual(c)
+	if err != nil {
+		return err
+	}
+	d, err := s.cfg.Deployer.Rollback(c.Request.Context(), svc, deployment, origin)
 	if err != nil {
 		return err
 	}
@@ -311,6 +319,10 @@ func (s *Server) rollback(c *gin.Context) error {
 
 func (s *Server) redeploy(c *gin.Context) error {
 	svc, deployment, err := s.former(c)
+	if err != nil {
+		return err
+	}
+	origin, err := manual(c)
 	if err != nil {
 		return err
 	}
@@ -326,7 +338,7 @@ func (s *Server) redeploy(c *gin.Context) error {
 			return err
 		}
 	}
-	d, err := s.cfg.Deployer.Redeploy(ctx, svc, dep, src, c.GetString(keyToken))
+	d, err := s.cfg.Deployer.Redeploy(ctx, svc, dep, src, origin)
 	if err != nil {
 		return err
 	}

@@ -55,7 +55,7 @@ func (*Server) routes() []Route {
 		{http.MethodDelete, "/v1/services/:service", Admin, "Deletes a service with all that belongs to it.",
 			"", "204", (*Server).deleteService},
 
-		{http.MethodPost, "/v1/services/:service/deployments", Admin, "Starts a deployment, from git or from an uploaded tree.",
+		{http.MethodPost, "/v1/services/:service/deployments", Admin, "Starts a deployment, from git or from an uploaded tree. Sent again with the same `Idempotency-Key`, it gives the one that it started; so do redeploy and rollback.",
 			"`{source: {gitURL, branch, tag, commit, rootDir}}` (without `gitURL`: that of the connected repository), `{source: {image}}` for a ready image, `{source: {upload, rootDir}}` for an upload that is complete, or a body of type `application/gzip` (a tar.gz of the tree) with `?rootDir=`", "202 deployment", (*Server).createDeployment},
 		{http.MethodPost, "/v1/uploads", Admin, "Begins the upload of a source archive in pieces, or finds it as far as it has come. One that nobody goes on with for a day is removed.",
 			"`{sha256, size}` of the tar.gz", "201 `{sha256, size, offset, expiresAt}`; it is complete when `offset` is `size`", (*Server).beginUpload},

@@ -82,9 +82,9 @@ type Deployer interface {
 	Submit(ctx context.Context, svc leapcell.Service, src leapcell.Source, origin leapcell.Origin, archive io.Reader) (leapcell.Deployment, error)
 	// Rollback makes a former deployment live again, because by wants it; "" means the last
 	// superseded one.
-	Rollback(ctx context.Context, svc leapcell.Service, deploymentID, by string) (leapcell.Deployment, error)
-	// Redeploy deploys again what dep was made of; src is its source.
-	Redeploy(ctx context.Context, svc leapcell.Service, dep leapcell.Deployment, src leapcell.Source, by string) (leapcell.Deployment, error)
+	Rollback(ctx context.Context, svc leapcell.Service, deploymentID string, by leapcell.Origin) (leapcell.Deployment, error)
+	// Redeploy deploys again what dep was made of, because by wants it; src is its source.
+	Redeploy(ctx context.Context, svc leapcell.Service, dep leapcell.Deployment, src leapcell.Source, by leapcell.Origin) (leapcell.Deployment, error)
 	// Split sends percent of the requests to a former deployment; 0 ends it.
 	Split(ctx context.Context, svc leapcell.Service, deploymentID string, percent int) (*leapcell.Split, error)
 	// Traffic is the split in effect, nil for none.

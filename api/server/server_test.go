@@ -88,12 +88,12 @@ func (p *platform) Traffic(context.Context, leapcell.Service) (*leapcell.Split, 
 	return &leapcell.Split{Deployment: "python-1", Percent: 5}, nil
 }
 
-func (p *platform) Redeploy(ctx context.Context, svc leapcell.Service, dep leapcell.Deployment, src leapcell.Source, by string) (leapcell.Deployment, error) {
-	return p.store.CreateDeployment(ctx, svc.ID, src, dep.Settings, leapcell.Origin{Trigger: leapcell.Redeploy, StartedBy: by, Of: dep.ID})
+func (p *platform) Redeploy(ctx context.Context, svc leapcell.Service, dep leapcell.Deployment, src leapcell.Source, by leapcell.Origin) (leapcell.Deployment, error) {
+	return p.store.CreateDeployment(ctx, svc.ID, src, dep.Settings, leapcell.Origin{Trigger: leapcell.Redeploy, StartedBy: by.StartedBy, Of: dep.ID})
 }
 
-func (p *platform) Rollback(_ context.Context, svc leapcell.Service, id, by string) (leapcell.Deployment, error) {
-	p.called("rollback %s %q by %s", svc.Name, id, by)
+func (p *platform) Rollback(_ context.Context, svc leapcell.Service, id string, by leapcell.Origin) (leapcell.Deployment, error) {
+	p.called("rollback %s %q by %s", svc.Name, id, by.StartedBy)
 	return leapcell.Deployment{ID: svc.Name + "-1"}, nil
 }
 
@@ -429,6 +429,21 @@ func TestDeployFromGit(t *testing.T) {
 		if err != nil || again.Of == "" || again.Source != d.Source || again.Trigger != leapcell.Redeploy || again.StartedBy != "admin" {
 			t.Errorf("redeploy of %q: %+v, %v", id, again, err)
 		}
+	}
+	for key, status := range map[string]int{`"a key"`: 400, `""`: 400, strings.Repeat("k", 129): 400, `"k-1"`: 202} {
+		req, _ := http.NewRequestWithContext(t.Context(), "POST", p.url+"/v1/services/python/deployments", strings.NewReader(`{"source":{"gitURL":"https://git.example/x"}}`))
+		req.Header = http.Header{"Authorization": {"Bearer " + p.admin}, "Content-Type": {"application/json"}, leapcell.HeaderIdempotencyKey: {key}}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != status {
+			t.Errorf("key %s: %s", key, resp.Status)
+		}
+	}
+	if all, err := p.client.Deployments(t.Context(), "python", leapcell.DeploymentQuery{Limit: 1}); err != nil || len(all) != 1 || all[0].Request != "k-1" {
+		t.Errorf("made by a named request: %+v, %v", all, err)
 	}
 	p.newService("empty")
 	_, err = p.client.Redeploy(t.Context(), "empty", "python-1")

@@ -74,6 +74,17 @@ func (s *Store) Deployment(ctx context.Context, id string) (leapcell.Deployment,
 	return deployment(ctx, s.db, id)
 }
 
+// Requested gives the deployment of a service that was made by the request with that key
+// ([leapcell.Origin.Request]), else [leapcell.CodeNotFound].
+func (s *Store) Requested(ctx context.Context, serviceID, key string) (leapcell.Deployment, error) {
+	row := s.db.QueryRowContext(ctx, `SELECT `+deploymentColumns+` FROM deployments WHERE service_id = ? AND json_extract(facts, '$.request') = ?`, serviceID, key)
+	d, err := scanDeployment(row.Scan)
+	if errors.Is(err, sql.ErrNoRows) {
+		return d, leapcell.Errorf(leapcell.CodeNotFound, "no deployment was made by the request %q", key)
+	}
+	return d, friendly(err)
+}
+
 func deployment(ctx context.Context, q querier, id string) (leapcell.Deployment, error) {
 	row := q.QueryRowContext(ctx, `SELECT `+deploymentColumns+` FROM deployments WHERE id = ?`, id)
 	d, err := scanDeployment(row.Scan)

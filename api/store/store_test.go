@@ -38,6 +38,7 @@ func suite(t *testing.T, open func(*testing.T) *Store) {
 		"NumbersAreNeverReused":       testNumbersAreNeverReused,
 		"NumbersInParallel":           testNumbersInParallel,
 		"MadeOutlivesItsService":      testMadeOutlivesItsService,
+		"ARequestMakesOneDeployment":  testARequestMakesOneDeployment,
 		"ForbiddenStateChange":        testForbiddenStateChange,
 		"DeploymentsNewestFirst":      testDeploymentsNewestFirst,
 		"UnfinishedAreThoseToResume":  testUnfinished,
@@ -190,6 +191,33 @@ func testNumbersAreNeverReused(t *testing.T, s *Store) {
 	if d := newDeployment(t, s, svc.ID); d.ID != "python-3" {
 		t.Errorf("after delete and recreate the deployment is %s, want python-3", d.ID)
 	}
+}
+
+func testARequestMakesOneDeployment(t *testing.T, s *Store) {
+	make := func(serviceID, key string) (leapcell.Deployment, error) {
+		return s.CreateDeployment(t.Context(), serviceID, leapcell.Source{}, leapcell.Settings{}, leapcell.Origin{Request: key})
+	}
+	one, two := newService(t, s, "one"), newService(t, s, "two")
+	for range 2 { // without a name there may be many
+		if _, err := make(one.ID, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := make(one.ID, "key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d, err := make(one.ID, "key"); err == nil {
+		t.Errorf("a second one was made: %s", d.ID)
+	}
+	if _, err := make(two.ID, "key"); err != nil {
+		t.Errorf("of another service: %v", err)
+	}
+	if got, err := s.Requested(t.Context(), one.ID, "key"); err != nil || got.ID != want.ID || got.Request != "key" {
+		t.Errorf("found %s, %v; want %s", got.ID, err, want.ID)
+	}
+	_, err = s.Requested(t.Context(), one.ID, "other")
+	wantCode(t, err, leapcell.CodeNotFound)
 }
 
 // Plans count by the day: deleting a service must not give back what it took.
@@ -505,7 +533,7 @@ func TestMadeOfAnOlderStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := newDeployment(t, s, newService(t, s, "python").ID)
-	for _, q := range []string{`DROP TABLE made`, `DELETE FROM goose_db_version WHERE version_id = 5`} {
+	for _, q := range []string{`DROP INDEX deployments_request`, `DROP TABLE made`, `DELETE FROM goose_db_version WHERE version_id >= 5`} {
 		if _, err := s.db.Exec(q); err != nil {
 			t.Fatal(err)
 		}
