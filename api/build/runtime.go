@@ -129,6 +129,13 @@ var pipSetup = []string{
 	`python3 "$(echo /usr/share/python-wheels/pip-*.whl)/pip" --no-cache-dir install --root-user-action=ignore --no-index --find-links=/usr/share/python-wheels pip`,
 }
 
+// cargoSetup makes cargo take, where no Cargo.lock says which, the newest versions that this Rust can
+// compile, and not the newest of all: Debian's Rust is older than what many crates ask for by now.
+// Source: https://doc.rust-lang.org/cargo/reference/config.html#resolverincompatible-rust-versions
+var cargoSetup = []string{
+	`mkdir -p /.cargo && printf '[resolver]\nincompatible-rust-versions = "fallback"\n' > /.cargo/config.toml`,
+}
+
 // slim is what instances of compiled programs stand on: no compiler, no package of a language.
 var slim = Base{Bare: true, Packages: []string{"bash", "ca-certificates", "netbase", "openssl", "tzdata"}}
 
@@ -158,7 +165,7 @@ func Runtimes() []Runtime {
 		Name: "rust", Markers: []string{"Cargo.toml"}, BuildCommand: "cargo build --release",
 		Caches: []string{"/root/.cargo/registry", "/root/.cargo/git"}, guess: guessRust,
 	}
-	rust.Version, rust.Versions = of("1.85", "1.63", []string{"cargo", "libssl-dev", "rustc"}, nil, &slim)
+	rust.Version, rust.Versions = of("1.85", "1.63", []string{"cargo", "libssl-dev", "rustc"}, cargoSetup, &slim)
 	return []Runtime{python, node, golang, rust}
 }
 

@@ -25,11 +25,17 @@ func main() {
 }
 `
 
-const dockerfile = `FROM scratch AS files
+const dockerfile = `FROM debian AS system
+RUN test "$HOME" = /root
+USER nobody
+RUN test "$HOME" = /nonexistent && touch /tmp/home
+
+FROM scratch AS files
 ARG WHO=nobody
 COPY app /app
 
 FROM scratch
+COPY --from=system /tmp/home /home
 COPY --from=files /app /app
 ENV MADE=by-a-Dockerfile
 USER 4242
@@ -42,6 +48,7 @@ ENTRYPOINT ["/app", "one word"]
 func TestDockerfile(t *testing.T) {
 	t.Parallel()
 	p := harness.Get(t)
+	p.ServeHub(t, map[string]string{"library/debian": "base/run"})
 	dir, source := t.TempDir(), t.TempDir()
 	write := func(name, text string) {
 		t.Helper()
@@ -71,7 +78,7 @@ func TestDockerfile(t *testing.T) {
 
 	write(filepath.Join(dir, "Dockerfile"), dockerfile+"COPY missing /missing\n")
 	r := p.CLI(t, "deploy", dir, "--name", name)
-	if want := "Dockerfile line 12: COPY missing /missing"; r.Code == 0 || !strings.Contains(r.Output, want) {
+	if want := "Dockerfile line 18: COPY missing /missing"; r.Code == 0 || !strings.Contains(r.Output, want) {
 		t.Errorf("exit code %d without %q:\n%s", r.Code, want, r.Output)
 	}
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/moby/buildkit/snapshot"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/util/rootless/mountopts"
+	"github.com/moby/sys/user"
 )
 
 // runner runs the commands of a Dockerfile. It implements BuildKit's executor: where that has an
@@ -94,6 +95,11 @@ func (r *runner) Run(ctx context.Context, id string, root executor.Mount, mounts
 	if spec.UID, spec.GID, spec.Groups, err = oci.GetUser(rootfs, p.Meta.User); err != nil {
 		return nil, err
 	}
+	home, err := homeOf(rootfs, spec.UID)
+	if err != nil {
+		return nil, err
+	}
+	spec.Env = withEnv(spec.Env, []string{"HOME=" + home})
 	if err := makeCwd(rootfs, spec); err != nil {
 		return nil, err
 	}
@@ -256,6 +262,20 @@ func makeCwd(rootfs string, spec stepSpec) error {
 		return err
 	}
 	return os.Chown(dir, int(spec.UID), int(spec.GID))
+}
+
+// homeOf is the HOME of a user by the image's own list, as an OCI runtime has it where nobody has set
+// another.
+func homeOf(rootfs string, uid uint32) (string, error) {
+	list, err := fs.RootPath(rootfs, "/etc/passwd")
+	if err != nil {
+		return "", fmt.Errorf("/etc/passwd leads nowhere: %w", err)
+	}
+	found, err := user.ParsePasswdFileFilter(list, func(u user.User) bool { return u.Uid == int(uid) && u.Home != "" })
+	if err != nil || len(found) == 0 { // no list, or not in it
+		return "/", nil
+	}
+	return found[0].Home, nil
 }
 
 // withEnv adds what of more is not set.
