@@ -95,11 +95,19 @@ func (c *Client) once(ctx context.Context, path string, in, out any) error {
 		case time.Since(lostAt) > waitOutage:
 			return err
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(waitRetry):
+		if err := rest(ctx); err != nil {
+			return err
 		}
+	}
+}
+
+// rest waits until it is time for another try, unless ctx ends before.
+func rest(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(waitRetry):
+		return nil
 	}
 }
 

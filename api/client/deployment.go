@@ -131,10 +131,8 @@ func (c *Client) Wait(ctx context.Context, id string) (leapcell.Deployment, erro
 		case time.Since(lostAt) > waitOutage:
 			return d, err
 		}
-		select {
-		case <-ctx.Done():
-			return d, ctx.Err()
-		case <-time.After(waitRetry):
+		if err := rest(ctx); err != nil {
+			return d, err
 		}
 	}
 }

@@ -83,10 +83,8 @@ func (c *Client) send(ctx context.Context, sum string, up Upload) error {
 			up.Broken(err)
 		}
 		at = nil
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(waitRetry):
+		if err := rest(ctx); err != nil {
+			return err
 		}
 	}
 }

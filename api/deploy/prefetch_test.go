@@ -58,11 +58,14 @@ func (w *world) setReads(status string) {
 func TestPrefetch(t *testing.T) {
 	w := newWorld(t)
 	w.reads = api.AllocClientStatusRunning
+	w.held = make(chan struct{}) // a deployment that is live begins no job any more
 	d := w.deployer(w.view(0, false), nil)
-	if dep := w.finish(d, w.submit(d).ID); dep.State != leapcell.Live {
+	id := w.submit(d).ID
+	w.until("the job", func() bool { return w.job(fetchJob) })
+	close(w.held)
+	if dep := w.finish(d, id); dep.State != leapcell.Live {
 		t.Fatalf("state %s: %+v", dep.State, dep.Error)
 	}
-	w.until("the job", func() bool { return w.job(fetchJob) })
 	w.setReads(api.AllocClientStatusComplete)
 	d.done.Wait()
 	if w.job(fetchJob) {
@@ -134,9 +137,12 @@ func TestPrefetchIsRemoved(t *testing.T) {
 func TestPrefetchAfterRestart(t *testing.T) {
 	w := newWorld(t)
 	w.reads = api.AllocClientStatusRunning
+	w.held = make(chan struct{})
 	d := w.deployer(w.view(0, false), nil)
-	w.finish(d, w.submit(d).ID)
+	id := w.submit(d).ID
 	w.until("the job", func() bool { return w.job(fetchJob) })
+	close(w.held)
+	w.finish(d, id)
 	d.Close()
 	if !w.job(fetchJob) {
 		t.Fatal("the job is gone with its process: this test proves nothing")

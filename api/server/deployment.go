@@ -288,28 +288,28 @@ func (s *Server) cancelDeployment(c *gin.Context) error {
 	return nil
 }
 
-// former reads which deployment of which service is to come back; "" leaves the choice to us.
-func (s *Server) former(c *gin.Context) (svc leapcell.Service, deployment string, err error) {
+// former reads which deployment of which service is to come back, "" leaves the choice to us, and by
+// whose wish.
+func (s *Server) former(c *gin.Context) (svc leapcell.Service, deployment string, by leapcell.Origin, err error) {
 	var in struct {
 		Deployment string `json:"deployment"`
 	}
 	if err := readJSON(c, &in, true); err != nil {
-		return svc, "", err
+		return svc, "", by, err
 	}
-	svc, err = s.service(c)
-	return svc, in.Deployment, err
+	if svc, err = s.service(c); err != nil {
+		return svc, "", by, err
+	}
+	by, err = manual(c)
+	return svc, in.Deployment, by, err
 }
 
 func (s *Server) rollback(c *gin.Context) error {
-	svc, deployment, err := s.former(c)
+	svc, deployment, by, err := s.former(c)
 	if err != nil {
 		return err
 	}
-	origin, err := manual(c)
-	if err != nil {
-		return err
-	}
-	d, err := s.cfg.Deployer.Rollback(c.Request.Context(), svc, deployment, origin)
+	d, err := s.cfg.Deployer.Rollback(c.Request.Context(), svc, deployment, by)
 	if err != nil {
 		return err
 	}
@@ -318,11 +318,7 @@ func (s *Server) rollback(c *gin.Context) error {
 }
 
 func (s *Server) redeploy(c *gin.Context) error {
-	svc, deployment, err := s.former(c)
-	if err != nil {
-		return err
-	}
-	origin, err := manual(c)
+	svc, deployment, by, err := s.former(c)
 	if err != nil {
 		return err
 	}
@@ -338,7 +334,7 @@ func (s *Server) redeploy(c *gin.Context) error {
 			return err
 		}
 	}
-	d, err := s.cfg.Deployer.Redeploy(ctx, svc, dep, src, origin)
+	d, err := s.cfg.Deployer.Redeploy(ctx, svc, dep, src, by)
 	if err != nil {
 		return err
 	}
